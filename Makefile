@@ -1,0 +1,51 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both set up .venv themselves with plain pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Which build of torch: see "What you need" in README.md.
+TORCH ?= torch==2.13.0
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export LANGGRAPH_CLI_NO_ANALYTICS = 1
+
+.PHONY: demo test venv check test-integration peers clean
+
+demo: venv
+	$(BIN)/python -m agentloop.cli.demo
+
+test: venv
+	$(BIN)/python -m pytest
+
+test-integration: $(VENV)/.api
+	$(BIN)/python -m pytest -m integration --timeout 600
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet . || true
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/langgraph validate
+	$(BIN)/python -m pytest tests/gates_of_the_repository
+
+venv: $(VENV)/.installed
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version): run make with PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing; install it, e.g.: apt-get install python3-venv"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "setting up $(VENV): about 2.4 GB with the CPU build of torch, 2 to 4 minutes"
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[local,dev]"
+	$(BIN)/agentloop setup local
+	@touch $@
+
+$(VENV)/.api: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[local,dev,api]"
+	@touch $@
+
+peers: venv
+	$(BIN)/python -m benchmarks.peers
+
+clean:
+	rm -rf $(VENV) .venv-peers .agentloop dist

@@ -1,0 +1,135 @@
+"""`results.json`: what was measured, by which code, and whether that is still today's code."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import operator
+import os
+import statistics
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agentloop.errors import UsageError
+from agentloop.workflows.load import Loaded
+from agentloop.workflows.schema import Check, PartSpec
+
+_OPS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_PROSE = {"title", "claim", "seed_paper", "checks"}
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check over its seeds."""
+
+    id: str
+    tier: str
+    metric: str
+    op: str
+    bar: float
+    values: dict[str, float]
+    """Seed -> value."""
+    seconds: float
+    source: str
+    stale: bool
+
+    @property
+    def mean(self) -> float:
+        """Over seeds; the bar is held against it."""
+        return statistics.fmean(self.values.values())
+
+    @property
+    def ok(self) -> bool:
+        """Whether the mean meets the bar."""
+        return bool(self.values) and bool(_OPS[self.op](self.mean, self.bar))
+
+    def summary(self) -> str:
+        """Mean and spread."""
+        if not self.values:
+            return "not run"
+        low, high = min(self.values.values()), max(self.values.values())
+        spread = (
+            f" ({low:.3g} to {high:.3g}, {len(self.values)} seeds)" if len(self.values) > 1 else ""
+        )
+        return f"{self.mean:.3g}{spread}"
+
+
+@dataclass
+class Results:
+    """The file. `runs` maps `measure|ablation|seed` to what one run gave."""
+
+    path: Path
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Results:
+        """The folder's results; empty when there is no file."""
+        path = folder / "results.json"
+        if not path.is_file():
+            return cls(path)
+        try:
+            return cls(path, json.loads(path.read_text(encoding="utf-8"))["runs"])
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"`{path}` is damaged ({error}); delete it and run the checks"
+            ) from error
+
+    def write(self) -> None:
+        """Atomically, sorted, so that a diff shows what changed."""
+        text = json.dumps({"runs": self.runs}, indent=1, sort_keys=True) + "\n"
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=".results-")
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, self.path)
+
+    def result(self, check: Check, current: str) -> CheckResult:
+        """One check's values over its seeds; those measured by other code are marked stale."""
+        values, seconds, stale = {}, 0.0, False
+        for seed in check.seeds:
+            run = self.runs.get(run_key(check, seed))
+            if run is None or check.metric not in run["metrics"]:
+                continue
+            values[str(seed)] = float(run["metrics"][check.metric])
+            seconds += run["seconds"]
+            stale = stale or run["hash"] != current
+        return CheckResult(
+            id=check.id, tier=check.tier, metric=check.metric, op=check.op, bar=check.bar,
+            values=values, seconds=seconds, source=check.source, stale=stale,
+        )  # fmt: skip
+
+
+def run_key(check: Check, seed: int) -> str:
+    """Checks with the same measure, ablation and seed share one run."""
+    return f"{check.use or 'cycle'}|{check.ablation or ''}|{seed}"
+
+
+def digest(loaded: Loaded) -> str:
+    """Hash of what decides the results: the workflow but its prose, files beside it, the modules
+    of its parts, and the shipped modules it names."""
+    spec = loaded.spec
+    state = hashlib.blake2b(digest_size=8)
+    kept = {k: v for k, v in spec.model_dump(mode="json").items() if k not in _PROSE}
+    state.update(json.dumps(kept, sort_keys=True).encode())
+    for path in sorted(loaded.folder.iterdir()):
+        if path.suffix in (".py", ".jsonl") and path.is_file():
+            state.update(path.read_bytes())
+    parts = [spec.tasks, spec.reward, spec.collect, spec.gate, *spec.lanes.values()]
+    for module in sorted({*spec.modules, *(_module(part) for part in parts)} - {""}):
+        state.update(_source(module))
+    return state.hexdigest()
+
+
+def _module(part: PartSpec) -> str:
+    module = part.use.rpartition(":")[0]
+    return "" if module.endswith(".py") else module
+
+
+def _source(module: str) -> bytes:
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        raise UsageError(f"`modules` names `{module}`, which does not exist; correct the workflow")
+    return Path(found.origin).read_bytes()

@@ -1,0 +1,57 @@
+"""The command line: small commands, one sentence per error, exit codes a script can rely on.
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 budget reached, 130 interrupted. With `--json` stdout
+carries data only; progress and notes go to stderr. Nothing heavy is imported before a command
+needs it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+# Set before any library is imported: no telemetry, no look-ups, strict deserialisation.
+_QUIET = {
+    "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ANONYMIZED_TELEMETRY": "False", "LANGSMITH_TRACING": "false", "LANGGRAPH_STRICT_MSGPACK": "true",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION",
+    "TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1",
+}  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and leave with its exit code."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; its exit code. Errors become one sentence on stderr."""
+    from agentloop.cli.app import command
+    from agentloop.errors import AgentLoopError
+
+    try:
+        return command(arguments)
+    except AgentLoopError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; continue with the same command and --resume", 130)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(
+                f"the disk is full ({error}); nothing acknowledged is lost; free space "
+                "and run the same command with --resume",
+                1,
+            )
+        raise
+
+
+def _fail(text: str, code: int) -> int:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(Text("error: ", style="bold red") + Text(text))
+    return code

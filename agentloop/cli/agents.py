@@ -1,0 +1,183 @@
+"""Commands that run an agent: run, eval, cycle, check, schedule."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Annotated
+
+import typer
+
+from agentloop.cli import options as opt
+from agentloop.cli import show
+from agentloop.errors import UsageError
+
+
+def run(
+    workflow: opt.Workflow, n: opt.Number = 8, seed: opt.Seed = 0, model: opt.ModelName = None,
+    tasks: opt.TasksSpec = None, home: opt.Home = None, workspace: opt.Space = None,
+    as_json: opt.AsJson = False, dry_run: opt.DryRun = False, settings: opt.Settings = None,
+) -> int:  # fmt: skip
+    """Run the champion bundle on N tasks and log every trajectory."""
+    from agentloop.cli.session import Session
+
+    session = Session.open(workflow, home, workspace, model, tasks, seed, settings, as_json)
+    if dry_run:
+        return session.print_plan(calls=n * session.loaded.spec.limits.turns, rollouts=n)
+    episodes, usage = asyncio.run(session.rollouts(n, purpose="serve", split="train"))
+    failed = [e for e in episodes if e.failure is not None]
+    if as_json:
+        opt.print_json({
+            "run": session.run_id, "n": len(episodes),
+            "succeeded": sum(e.success for e in episodes),
+            "failed": len(failed), "by_reason": dict(Counter(e.failure.reason for e in failed if e.failure)),
+            "cost": {"usd": usage.usd, "tokens": usage.tokens, "seconds": session.seconds()},
+        })  # fmt: skip
+        return 0
+    out = show.console()
+    shown = [
+        next((e for e in episodes if e.success), None),
+        next((e for e in episodes if not e.success), None),
+    ]
+    for episode in shown:
+        if episode is not None:
+            out.print(show.trace(episode))
+    rate = sum(e.success for e in episodes) / max(len(episodes), 1)
+    show.tell(
+        f"{len(episodes)} rollouts, {show.percent(rate)} solved, {usage.tokens} tokens, "
+        f"${usage.usd:.4f}, {session.seconds():.1f} s  (run {session.run_id})",
+        style="bold",
+    )
+    show.tell(
+        f"next: agentloop inspect trajectories {episodes[0].id}{session.home_option()}"
+        f"   |   agentloop cycle {workflow}{session.same_options()}",
+        style="dim",
+    )
+    return 0
+
+
+def evaluate(
+    workflow: opt.Workflow,
+    bundle: Annotated[str, typer.Option("--bundle", help="champion, or a bundle's id.")] = "champion",
+    n: opt.Number = 64, seed: opt.Seed = 0, model: opt.ModelName = None,
+    tasks: opt.TasksSpec = None, home: opt.Home = None, workspace: opt.Space = None,
+    as_json: opt.AsJson = False, dry_run: opt.DryRun = False, settings: opt.Settings = None,
+) -> int:  # fmt: skip
+    """Measure a bundle on N held-out tasks, greedily."""
+    from agentloop.cli.session import Session
+
+    session = Session.open(workflow, home, workspace, model, tasks, seed, settings, as_json)
+    if dry_run:
+        return session.print_plan(calls=n * session.loaded.spec.limits.turns, rollouts=n)
+    episodes, _ = asyncio.run(session.rollouts(n, purpose="eval", split="heldout", bundle=bundle))
+    valid = [e for e in episodes if e.score is not None]
+    successes = sum(e.success for e in valid)
+    rate = successes / len(valid) if valid else 0.0
+    if as_json:
+        opt.print_json(
+            {
+                "n": len(valid),
+                "successes": successes,
+                "rate": rate,
+                "bundle": episodes[0].bundle if episodes else bundle,
+                "seconds": session.seconds(),
+            }
+        )
+        return 0 if valid else 1
+    families = sorted({e.task.family for e in valid})
+    out = show.console()
+    out.print(show.table("held out", ["family", "n", "solved"], [
+        (f, sum(e.task.family == f for e in valid),
+         show.percent(_rate([e.success for e in valid if e.task.family == f])))
+        for f in families
+    ]))  # fmt: skip
+    show.tell(
+        f"{successes} of {len(valid)} solved ({show.percent(rate)}), "
+        f"{len(episodes) - len(valid)} infrastructure failures, {session.seconds():.0f} s",
+        style="bold",
+    )
+    return 0 if valid else 1
+
+
+def _rate(values: list[bool]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def cycle(
+    workflow: opt.Workflow, seed: opt.Seed = 0, model: opt.ModelName = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the unfinished cycle.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Start another cycle.")] = False,
+    tasks: opt.TasksSpec = None, home: opt.Home = None, workspace: opt.Space = None,
+    as_json: opt.AsJson = False, dry_run: opt.DryRun = False, settings: opt.Settings = None,
+) -> int:  # fmt: skip
+    """Collect, improve three lanes, judge, promote: one self-improvement cycle."""
+    from agentloop.cli.session import Session
+
+    if resume and again:
+        raise UsageError("--resume and --again exclude each other; give one of them")
+    session = Session.open(workflow, home, workspace, model, tasks, seed, settings, as_json)
+    if dry_run:
+        return session.print_cycle_plan()
+    report = asyncio.run(session.cycle(resume=resume, again=again))
+    if as_json:
+        opt.print_json(show.json_ready(report))
+    else:
+        session.print_report(report)
+    return 1 if report.state == "failed" else 0
+
+
+def check(
+    workflow: opt.Workflow,
+    tier: Annotated[str | None, typer.Option("--tier", help="unit, toy or lm; default: all.")] = None,
+    stale: Annotated[bool, typer.Option("--stale", help="Only checks whose results are stale.")] = False,
+    home: opt.Home = None, workspace: opt.Space = None, as_json: opt.AsJson = False,
+) -> int:  # fmt: skip
+    """Measure a workflow's checks and write results.json and its README table. Resumable."""
+    from agentloop import checks
+    from agentloop.workspace import Workspace
+
+    if tier not in (None, "unit", "toy", "lm"):
+        raise UsageError(f"`--tier {tier}` is not one of unit, toy, lm")
+    space = Workspace.find(workspace)
+    out = show.console(as_json=as_json)
+    with show.LiveProgress(out) as progress:
+        results = checks.run_checks(
+            workflow, space, home=home, tier=tier, only_stale=stale, progress=progress
+        )
+    if as_json:
+        opt.print_json([show.json_ready(one) for one in results])
+    else:
+        out.print(show.table(f"checks of {workflow}", ["check", "bar", "reached", "ok"], [
+            (r.id, f"{r.op} {r.bar:g}", r.summary(), "yes" if r.ok else "NO") for r in results
+        ]))  # fmt: skip
+    return 0 if all(r.ok for r in results) else 1
+
+
+def schedule(
+    workflow: opt.Workflow,
+    every: Annotated[str, typer.Option("--every", help="Interval: 30m, 6h, 1d.")] = "1d",
+    cycles: Annotated[int | None, typer.Option("--cycles", min=1, help="Stop after so many.")] = None,
+    seed: opt.Seed = 0, model: opt.ModelName = None, tasks: opt.TasksSpec = None,
+    home: opt.Home = None, workspace: opt.Space = None, dry_run: opt.DryRun = False,
+    settings: opt.Settings = None,
+) -> int:  # fmt: skip
+    """Run cycles at an interval. One scheduler per home; an unfinished cycle is resumed first."""
+    from agentloop import schedule as scheduling
+    from agentloop.cli.session import Session
+
+    seconds = scheduling.interval(every)
+
+    def one_cycle(number: int) -> str:
+        session = Session.open(
+            workflow, home, workspace, model, tasks, seed + number, settings, False
+        )
+        report = asyncio.run(session.cycle(resume=True, again=False))
+        show.tell(f"cycle {report.cycle}: {report.state}, bundle {report.bundle}")
+        return report.state
+
+    session = Session.open(workflow, home, workspace, model, tasks, seed, settings, False)
+    if dry_run:
+        show.tell(f"a cycle of {workflow} every {seconds:.0f} s in {session.home}")
+        return session.print_cycle_plan()
+    scheduling.run(session.archive, workflow, one_cycle, every=seconds, cycles=cycles)
+    return 0

@@ -1,0 +1,70 @@
+"""Changing commands on content: `skills export`, `instructions edit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agentloop.cli import options as opt
+from agentloop.cli import show
+from agentloop.errors import UsageError
+
+skills = typer.Typer(help="The skill library.", no_args_is_help=True)
+instructions = typer.Typer(help="The instruction population.", no_args_is_help=True)
+
+
+@skills.command("export")
+def export_skill(
+    id: Annotated[str, typer.Argument(help="A skill's id.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write NAME/SKILL.md.")],
+    home: opt.Home = None, dry_run: opt.DryRun = False,
+) -> int:  # fmt: skip
+    """Write a learned skill as an Agent Skills folder that other agents can read."""
+    from agentloop.records import Skill
+    from agentloop.skills.library import export
+    from agentloop.store.archive import Archive
+    from agentloop.workspace import home as find_home
+
+    archive = Archive(find_home(home, create=False))
+    skill = archive.get(id, Skill)
+    if dry_run:
+        show.tell(f"would write {folder / skill.name / 'SKILL.md'}")
+        return 0
+    show.tell(f"wrote {export(skill, folder)}")
+    return 0
+
+
+@instructions.command("edit")
+def edit_instruction(
+    workflow: opt.Workflow,
+    file: Annotated[Path, typer.Argument(help="The new text.")],
+    home: opt.Home = None, workspace: opt.Space = None, dry_run: opt.DryRun = False,
+) -> int:  # fmt: skip
+    """Make a person's text the champion's instruction; `agentloop rollback` undoes it."""
+    from dataclasses import replace
+
+    from agentloop.records import Bundle, Instruction
+    from agentloop.store.archive import Archive
+    from agentloop.workspace import Workspace
+    from agentloop.workspace import home as find_home
+
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"`{file}` cannot be read as UTF-8 text: {error}") from error
+    name = Workspace.find(workspace).workflow(workflow).parent.name
+    archive = Archive(find_home(home, create=False))
+    current = archive.alias(f"{name}/champion")
+    if current is None:
+        raise UsageError(f"`{name}` has no champion in this home yet; run: agentloop run {name}")
+    bundle = archive.get(current.bundle, Bundle)
+    if dry_run:
+        show.tell(f"would replace instruction {bundle.instruction} of {name}")
+        return 0
+    edited = archive.put(Instruction(text=text, operator="edit", parents=(bundle.instruction,)))
+    changed = archive.put(replace(bundle, instruction=edited))
+    archive.point(f"{name}/champion", changed, reason="edited by a person", scope=name)
+    show.tell(f"{name} now says {edited}; undo with: agentloop rollback {workflow}", style="bold")
+    return 0

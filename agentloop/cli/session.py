@@ -1,0 +1,192 @@
+"""One command's view of a workflow in a home: open it, roll out, run a cycle, print a plan.
+
+Joins the async inside to the sync edge: every command makes one `Session` and one `asyncio.run`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentloop.cli import options as opt
+from agentloop.cli import show
+from agentloop.cli.plan import cycle_plan
+from agentloop.errors import BudgetReached, UsageError
+from agentloop.ports import Split
+from agentloop.records import Bundle, Episode, Purpose, Usage
+from agentloop.store.archive import Archive
+from agentloop.workflows.load import Loaded, load
+from agentloop.workflows.report import Report
+from agentloop.workspace import Workspace
+from agentloop.workspace import home as find_home
+
+
+@dataclass
+class Session:
+    """A loaded workflow, its archive and the options of the command."""
+
+    loaded: Loaded
+    archive: Archive
+    home: Path
+    workspace: Workspace
+    model: str | None
+    tasks: str | None
+    seed: int
+    as_json: bool
+    started: float
+    run_id: str = ""
+    given_home: Path | None = None
+
+    @classmethod
+    def open(
+        cls, workflow: str, home: Path | None, workspace: Path | None, model: str | None,
+        tasks: str | None, seed: int, settings: list[str] | None, as_json: bool,
+    ) -> Session:  # fmt: skip
+        """Check everything that can be checked before the home is touched."""
+        from agentloop.workflows.assemble import check_model
+
+        space = Workspace.find(workspace)
+        loaded = load(workflow, space, opt.overrides(settings))  # type: ignore[arg-type]
+        check_model(loaded, model)
+        place = find_home(home)
+        return cls(
+            loaded=loaded, archive=Archive(place), home=place, workspace=space, model=model,
+            tasks=tasks, seed=seed, as_json=as_json, started=time.monotonic(), given_home=home,
+        )  # fmt: skip
+
+    def seconds(self) -> float:
+        """Since the command began."""
+        return round(time.monotonic() - self.started, 3)
+
+    async def rollouts(
+        self, n: int, *, purpose: Purpose, split: Split, bundle: str = "champion"
+    ) -> tuple[list[Episode], Usage]:
+        """`n` scored episodes of one bundle, and what they cost."""
+        from agentloop.lanes.bench import Order
+        from agentloop.records import content_id
+        from agentloop.workflows.assemble import Options, assemble
+
+        self.run_id = content_id("run", self.loaded.name, purpose, self.seed, time.time_ns())
+        with show.LiveProgress(show.console(as_json=True)) as progress:
+            options = Options(
+                run=self.run_id,
+                seed=self.seed,
+                model=self.model,
+                tasks=self.tasks,
+                workspace=self.workspace,
+                home=self.home,
+                progress=progress,
+            )
+            async with assemble(self.loaded, self.archive, options) as kit:
+                bench = kit.bench
+                chosen = self._bundle(bench.champion if bundle == "champion" else bundle)
+                drawn = bench.tasks.draw(n, split=split, seed=self.seed)
+                if not drawn:
+                    raise UsageError(f"there is no {split} task in the source; add rows to it")
+                order = Order(purpose=purpose, subject=purpose)
+                episodes = await bench.attempt(drawn, chosen, order)
+                if all(e.failure and e.failure.reason == "budget" for e in episodes):
+                    raise BudgetReached("the budget was reached before the first call")
+                return episodes, kit.meter.total
+
+    def _bundle(self, name: str) -> Bundle:
+        return self.archive.get(name, Bundle)
+
+    async def cycle(self, *, resume: bool, again: bool) -> Report:
+        """Run, continue or report again the cycle of this workflow, home and seed."""
+        from agentloop.cycle import cycle, open_cycle
+        from agentloop.workflows.assemble import Options, assemble, plan_hash
+
+        plan = plan_hash(self.loaded, self.model, self.tasks, self.seed)
+        cycle_id, finished = open_cycle(
+            self.archive, self.loaded.name, self.seed, plan=plan, resume=resume, again=again
+        )
+        self.run_id = cycle_id
+        if finished is not None:
+            return finished
+        with show.LiveProgress(show.console(as_json=True)) as progress:
+            options = Options(
+                run=cycle_id,
+                seed=self.seed,
+                model=self.model,
+                tasks=self.tasks,
+                workspace=self.workspace,
+                home=self.home,
+                progress=progress,
+                plan=plan,
+            )
+            async with assemble(self.loaded, self.archive, options) as kit:
+                return await cycle(kit)
+
+    # --- what a person sees ---
+
+    def home_option(self) -> str:
+        """` --home DIR` when one was given, for the next command to copy."""
+        return f" --home {shlex.quote(str(self.given_home))}" if self.given_home else ""
+
+    def same_options(self) -> str:
+        """The options a follow-up command needs to mean the same."""
+        parts = self.home_option()
+        if self.model:
+            parts += f" --model {shlex.quote(self.model)}"
+        if self.tasks:
+            parts += f" --tasks {shlex.quote(self.tasks)}"
+        return parts
+
+    def print_plan(self, *, calls: int, rollouts: int) -> int:
+        """Counts and price of a run, without doing it."""
+        from agentloop.workflows.assemble import price_of
+
+        plan = {
+            "workflow": self.loaded.name,
+            "rollouts": rollouts,
+            "calls_at_most": calls,
+            "usd_at_most": price_of(self.loaded, self.model, calls),
+        }
+        if self.as_json:
+            opt.print_json(plan)
+        else:
+            show.console().print(show.table("plan", ["what", "value"], list(plan.items())))
+        return 0
+
+    def print_cycle_plan(self) -> int:
+        """The stages of a cycle with their counts and price."""
+        from agentloop.workflows.assemble import price_of
+
+        rows = cycle_plan(self.loaded.spec)
+        calls = sum(row.rollouts for row in rows) * self.loaded.spec.limits.turns
+        usd = price_of(self.loaded, self.model, calls)
+        if self.as_json:
+            opt.print_json(
+                {
+                    "stages": [{"stage": r.stage, "rollouts_at_most": r.rollouts} for r in rows],
+                    "calls_at_most": calls,
+                    "usd_at_most": usd,
+                }
+            )
+            return 0
+        out = show.console()
+        out.print(
+            show.table(
+                "plan of one cycle",
+                ["stage", "rollouts at most", "what"],
+                [(r.stage, r.rollouts, r.what) for r in rows],
+            )
+        )
+        price = (
+            "free (local model)"
+            if usd == 0
+            else "unknown: add `prices`"
+            if usd is None
+            else (f"${usd:.2f} at most")
+        )
+        show.tell(f"at most {calls} model calls; price: {price}", style="bold")
+        return 0
+
+    def print_report(self, report: Report) -> None:
+        """The verdict of a cycle, lane by lane."""
+        from agentloop.cli.verdict import print_report
+
+        print_report(self, report)

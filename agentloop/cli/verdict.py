@@ -1,0 +1,89 @@
+"""How the report of a cycle looks in a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from agentloop.cli import show
+from agentloop.records import Verdict
+from agentloop.workflows.report import Report
+
+if TYPE_CHECKING:
+    from agentloop.cli.session import Session
+
+_STATE = {"promoted": "bold green", "kept": "yellow", "failed": "bold red", "skipped": "dim"}
+
+
+def print_report(session: Session, report: Report) -> None:
+    """Headline, lanes, families, cost, where to look next."""
+    out = show.console()
+    held = report.heldout
+    out.print()
+    line = Text(f"{report.state} ", style=_STATE[report.state])
+    line.append(f"held out {show.percent(held.champion)} → {show.percent(held.challenger)}")
+    if held.effect is not None and held.ci95 is not None:
+        low, high = held.ci95
+        line.append(
+            f"  ({show.points(held.effect)} points, 95 % CI {show.points(low)} to "
+            f"{show.points(high)}, p = {held.p:.2g}, n = {held.n})",
+            style="dim",
+        )
+    out.print(line)
+    out.print(show.table("lanes, each alone", ["lane", "state", "effect", "95 % CI", "p",
+                                               "tokens", "seconds", "why"], [
+        (name, lane.state, show.points(lane.effect),
+         "–" if lane.ci95 is None else f"{show.points(lane.ci95[0])} to {show.points(lane.ci95[1])}",
+         None if lane.p is None else f"{lane.p:.1g}",
+         None if lane.tokens_ratio is None else f"×{lane.tokens_ratio:.2f}",
+         round(lane.seconds), lane.reason)
+        for name, lane in report.lanes.items()
+    ]))  # fmt: skip
+    families = family_table(session, report)
+    if families is not None:
+        out.print(families)
+    cost = report.cost
+    show.tell(
+        f"{cost.tokens} tokens, ${cost.usd:.4f}, {cost.seconds:.0f} s; "
+        f"serving bundle {report.bundle}",
+        style="bold",
+    )
+    home = session.home_option()
+    show.tell(
+        f"next: agentloop inspect bundles {report.bundle}{home}   |   "
+        f"agentloop inspect decisions{home}   |   "
+        f"agentloop rollback {session.loaded.name}{home}",
+        style="dim",
+    )
+
+
+def family_table(session: Session, report: Report) -> object | None:
+    """Success per family: champion, each lane alone, all together."""
+    verdicts: dict[str, Verdict] = {}
+    for verdict in session.archive.verdicts(report.cycle):
+        verdicts[verdict.subject] = verdict  # the last `joint` is the final comparison
+    if "joint" not in verdicts:
+        return None
+    columns = [name for name in ("instructions", "skills", "policy", "joint") if name in verdicts]
+    family = families(session, [task for task, _, _ in verdicts["joint"].outcomes], report)
+    rows = []
+    for name in sorted(set(family.values())):
+        row: list[object] = [name, _rate(verdicts["joint"], family, name, side=1)]
+        row += [_rate(verdicts[column], family, name, side=2) for column in columns]
+        rows.append(row)
+    return show.table("solved per family", ["family", "before", *columns], rows)
+
+
+def families(session: Session, tasks: list[str], report: Report) -> dict[str, str]:
+    """Task id -> family, read from the cycle's held-out episodes."""
+    from agentloop.store.query import Query
+
+    episodes = session.archive.episodes(Query(run=report.cycle, purpose="eval"))
+    known = {episode.task.id: episode.task.family for episode in episodes}
+    return {task: known.get(task, "?") for task in tasks}
+
+
+def _rate(verdict: Verdict, family: dict[str, str], name: str, *, side: int) -> str:
+    hits = [row[side] for row in verdict.outcomes if family.get(row[0]) == name]
+    return f"{sum(hits)}/{len(hits)}" if hits else "–"

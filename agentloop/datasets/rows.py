@@ -1,0 +1,136 @@
+"""Trajectories to training rows: exact sampled ids with a loss, everything else as context.
+
+In: episodes, and the system text to train under (bare: without the lent examples). Out: one `Row`
+per branch. The prompt is kept as messages and rendered again by the trainer, so what was collected
+with examples is learned without them; every later token, tool output included, is the id that the
+engine saw, never re-tokenised text. A sampled node that two branches share has its loss in the
+first of them only, so no token counts twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+from agentloop.records import Episode, Message, Node, Row, Trajectory
+
+Unusable = Literal["not_trainable", "no_samples", "no_token_ids", "misaligned_logprobs"]
+
+
+def sft_rows(episodes: Iterable[Episode], *, system: str) -> list[Row]:
+    """One row per branch of each usable trajectory, in order.
+
+    `system` replaces the collected system text; empty for none. Unsampled messages that precede
+    the first sample stay in the prompt, except system messages. Trajectories that cannot be
+    trained on are left out; `unusable` says how many and why.
+    """
+    rows = []
+    for episode in episodes:
+        for trajectory in episode.trajectories:
+            if why_unusable(trajectory) is None:
+                rows.extend(_rows_of(episode, trajectory, system))
+    return rows
+
+
+def unusable(episodes: Iterable[Episode]) -> dict[Unusable, int]:
+    """How many trajectories `sft_rows` leaves out, by reason."""
+    reasons = (why_unusable(each) for episode in episodes for each in episode.trajectories)
+    return dict(Counter(reason for reason in reasons if reason is not None))
+
+
+def why_unusable(trajectory: Trajectory) -> Unusable | None:
+    """Why no exact row can be made of `trajectory`; `None` when one can."""
+    if not trajectory.trainable:
+        return "not_trainable"
+    sampled = [node for node in trajectory.nodes if node.sampled]
+    if not sampled:
+        return "no_samples"
+    if not all(node.token_ids for node in sampled):
+        return "no_token_ids"
+    if any(node.logprobs and len(node.logprobs) != len(node.token_ids) for node in sampled):
+        return "misaligned_logprobs"
+    for path in branches(trajectory):
+        nodes = [trajectory.nodes[at] for at in _span(trajectory, path)]
+        pairs = pairwise(nodes)
+        # The last unsampled message before a sample carries the ids of all between two samples.
+        if any(after.sampled and not before.token_ids for before, after in pairs):
+            return "no_token_ids"
+    return None
+
+
+def branches(trajectory: Trajectory) -> list[tuple[int, ...]]:
+    """Node indices from root to leaf, one tuple per leaf, leaves in order."""
+    inner = {node.parent for node in trajectory.nodes}
+    paths = []
+    for leaf in range(len(trajectory.nodes)):
+        if leaf in inner:
+            continue
+        path: list[int] = []
+        at: int | None = leaf
+        while at is not None:
+            path.append(at)
+            at = trajectory.nodes[at].parent
+        paths.append(tuple(reversed(path)))
+    return paths
+
+
+def _span(trajectory: Trajectory, path: Sequence[int]) -> Sequence[int]:
+    """The part of `path` from its first sample to its last; empty when it has none."""
+    samples = [place for place, at in enumerate(path) if trajectory.nodes[at].sampled]
+    return path[samples[0] : samples[-1] + 1] if samples else ()
+
+
+def _rows_of(episode: Episode, trajectory: Trajectory, system: str) -> list[Row]:
+    rows = []
+    trained: set[int] = set()
+    for path in branches(trajectory):
+        span = _span(trajectory, path)
+        fresh = {at for at in span if trajectory.nodes[at].sampled} - trained
+        if not fresh:
+            continue
+        trained |= fresh
+        before = (trajectory.nodes[at].message for at in path[: path.index(span[0])])
+        segments, sampled, logprobs = _segments(trajectory.nodes, span, fresh)
+        rows.append(
+            Row(
+                episode=episode.id,
+                prompt=_prompt(before, system),
+                segments=segments,
+                sampled=sampled,
+                logprobs=logprobs,
+                group=episode.task.id,
+                policy=trajectory.nodes[max(fresh)].policy,
+            )
+        )
+    return rows
+
+
+def _prompt(messages: Iterable[Message], system: str) -> tuple[Message, ...]:
+    head = (Message(role="system", content=system),) if system else ()
+    return head + tuple(message for message in messages if message.role != "system")
+
+
+def _segments(
+    nodes: Sequence[Node], span: Sequence[int], fresh: set[int]
+) -> tuple[tuple[tuple[int, ...], ...], tuple[bool, ...], tuple[tuple[float, ...], ...]]:
+    """Segments, their flags and their log-probs; unsampled neighbours are joined into one."""
+    segments: list[tuple[int, ...]] = []
+    sampled: list[bool] = []
+    logprobs: list[tuple[float, ...]] = []
+    for at in span:
+        node = nodes[at]
+        if at in fresh:
+            segments.append(node.token_ids)
+            sampled.append(True)
+            logprobs.append(node.logprobs or ())
+        elif not node.token_ids:
+            continue
+        elif sampled and not sampled[-1]:
+            segments[-1] += node.token_ids
+        else:
+            segments.append(node.token_ids)
+            sampled.append(False)
+            logprobs.append(())
+    return tuple(segments), tuple(sampled), tuple(logprobs)

@@ -1,0 +1,199 @@
+"""The bench: everything a lane or a gate is lent, behind one verb, `attempt`.
+
+Goes in: tasks and a bundle. Comes out: scored episodes, in order, already in the log. An attempt
+whose episode the log knows is not made again: its id is the hash of all that decides it, so a
+resumed cycle pays for nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agentloop.errors import GraderError
+from agentloop.graphs.run import Runner
+from agentloop.lanes.compose import compose
+from agentloop.policies.registry import Policies
+from agentloop.ports import Embedder, Model, Progress, Reward, Sandbox, Server, Tasks, Tool, Trainer
+from agentloop.records import (
+    AGENT_REASONS,
+    Attempt,
+    Bundle,
+    Episode,
+    Failure,
+    Instruction,
+    Limits,
+    Purpose,
+    Sampling,
+    Skill,
+    Task,
+)  # fmt: skip
+from agentloop.skills.retrieve import Retriever
+from agentloop.store.archive import Archive
+
+_GROUP = 256
+
+Lend = Callable[[Task], Sequence[str]]
+"""Worked examples to put in the prompt of one task, beside what the bundle says."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """How a group of attempts is made: why, under which name, how often, how hot."""
+
+    purpose: Purpose
+    subject: str
+    samples: int = 1
+    temperature: float | None = None
+    """`None` is the workflow's own decoding."""
+    lend: Lend | None = None
+    label: str = ""
+    """What progress calls it, when not by its subject."""
+
+
+@dataclass
+class Bench:
+    """Lent to collectors, lanes and gates. One per cycle or run."""
+
+    archive: Archive
+    tasks: Tasks
+    runner: Runner
+    model: Model
+    reward: Reward
+    tools: Sequence[Tool]
+    limits: Limits
+    decoding: Sampling
+    embedder: Embedder
+    sandbox: Sandbox
+    home: Path
+    policies: Policies
+    trainer: Trainer | None
+    server: Server | None
+    base_model: Path | None
+    """Directory of the local model's weights; `None` for an API model."""
+    workflow: str
+    """Its name: the scope of what is logged."""
+    run: str
+    seed: int
+    champion: str
+    """Id of the bundle that proposals start from."""
+    progress: Progress
+    concurrency: int = 64
+
+    def bundle(self, bundle_id: str) -> Bundle:
+        """The bundle by its id."""
+        return self.archive.get(bundle_id, Bundle)
+
+    def instruction(self, bundle: Bundle) -> Instruction:
+        """The bundle's instruction."""
+        return self.archive.get(bundle.instruction, Instruction)
+
+    async def attempt(self, tasks: Sequence[Task], bundle: Bundle, order: Order) -> list[Episode]:
+        """`samples` scored episodes per task, task by task; those known to the log are reused."""
+        attempts = await self._orders(tasks, bundle, order)
+        known = {one.id: self.archive.episode(one.id) for one in attempts}
+        fresh = [one for one in attempts if not _usable(known[one.id])]
+        if fresh:
+            made = await self._run(fresh, order)
+            known.update({episode.id: episode for episode in made})
+        episodes = [known[one.id] for one in attempts]
+        return [episode for episode in episodes if episode is not None]
+
+    async def _run(self, attempts: Sequence[Attempt], order: Order) -> list[Episode]:
+        """Groups of a few hundred: each is scored and acknowledged whole. A budget that is spent
+        on the way ends the group early, and what was finished is kept."""
+        made: list[Episode] = []
+        self.progress(order.label or order.subject, 0, len(attempts))
+        for start in range(0, len(attempts), _GROUP):
+            group: list[Episode] = []
+
+            def note(episode: Episode, group: list[Episode] = group) -> None:
+                group.append(episode)
+                self.progress(order.label or order.subject, len(made) + len(group), len(attempts))
+
+            try:
+                await self.runner.run(
+                    attempts[start : start + _GROUP], model=self.model, tools=self.tools,
+                    limits=self.limits, concurrency=self.concurrency, on_done=note,
+                )  # fmt: skip
+            finally:
+                made += await self._keep(group)
+        return made
+
+    async def _keep(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """Score, log, tell the curriculum."""
+        episodes = await score(self.reward, episodes)
+        await self.archive.add_episodes(
+            [replace(one, score=None) for one in episodes], scope=self.workflow
+        )
+        scores = [(one.id, one.score) for one in episodes if one.score is not None]
+        await self.archive.add_scores(scores, "reward", scope=self.workflow)
+        self.tasks.learn(episodes)
+        return list(episodes)
+
+    async def _orders(self, tasks: Sequence[Task], bundle: Bundle, order: Order) -> list[Attempt]:
+        bundle_id = self.archive.put(bundle)
+        policy = bundle.policies.get("agent")
+        if policy is not None and self.server is not None:
+            await self.server.load_policy(policy, self.policies.path(policy))
+        instruction = self.instruction(bundle).text
+        retriever = self._retriever(bundle)
+        decoding = self.decoding
+        if order.temperature is not None:
+            decoding = replace(decoding, temperature=order.temperature)
+        attempts: list[Attempt] = []
+        for task in tasks:
+            picked = retriever.pick(task.prompt) if retriever else []
+            bodies = [skill_text(skill) for _, skill, _ in picked]
+            lent = order.lend(task) if order.lend else ()
+            attempts += [
+                Attempt(
+                    task=task, bundle=bundle_id, system=compose(instruction, bodies, lent),
+                    sampling=replace(decoding, seed=self.seed * 1009 + sample),
+                    purpose=order.purpose, run=self.run, sample=sample, policy=policy,
+                    skills=tuple(skill_id for skill_id, _, _ in picked), subject=order.subject,
+                )
+                for sample in range(order.samples)
+            ]  # fmt: skip
+        return attempts
+
+    def _retriever(self, bundle: Bundle) -> Retriever | None:
+        skills = [(skill_id, self.archive.get(skill_id, Skill)) for skill_id in bundle.skills]
+        return Retriever(skills, self.embedder) if skills else None
+
+
+def skill_text(skill: Skill) -> str:
+    """What the model sees of a retrieved skill: the document's body, without front matter."""
+    _, _, rest = skill.document.partition("---\n")
+    _, mark, body = rest.partition("\n---\n")
+    return body.strip() if mark else skill.document.strip()
+
+
+async def score(reward: Reward, episodes: Sequence[Episode]) -> list[Episode]:
+    """The episodes with scores; infrastructure failures stay unscored. A grader that fails on
+    one episode makes that one an infrastructure failure, never a low reward."""
+    due = [e for e in episodes if e.failure is None or e.failure.reason in AGENT_REASONS]
+    scored: dict[str, Episode] = {}
+    try:
+        scores = await reward.score(due)
+        scored = {e.id: replace(e, score=s) for e, s in zip(due, scores, strict=True)}
+    except GraderError:
+        for episode in due:
+            scored[episode.id] = await _score_one(reward, episode)
+    return [scored.get(episode.id, episode) for episode in episodes]
+
+
+async def _score_one(reward: Reward, episode: Episode) -> Episode:
+    try:
+        [one] = await reward.score([episode])
+    except GraderError as error:
+        return replace(episode, failure=Failure(reason="grader_error", detail=str(error)))
+    return replace(episode, score=one)
+
+
+def _usable(episode: Episode | None) -> bool:
+    """An infrastructure failure of an earlier try is tried again."""
+    return episode is not None and (
+        episode.failure is None or episode.failure.reason in AGENT_REASONS
+    )

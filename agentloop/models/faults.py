@@ -1,0 +1,100 @@
+"""What went wrong with an endpoint, as one typed `ModelError`; every transport uses this table.
+
+Retryable: 408, 409, 429, 5xx, a lost connection, a missed deadline, a reply that is not one.
+Not retryable: any other status, a redirect, a refused certificate, a spent quota.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
+from agentloop.errors import ModelError
+
+_AGAIN = frozenset({408, 409, 429})
+_OVERFLOW = (
+    "context length", "context_length", "context window", "context size", "maximum context",
+    "max_model_len", "prompt is too long", "too many tokens", "input is too long",
+)  # fmt: skip
+_HINTS = {
+    401: "; check the API key",
+    403: "; the key may not use this model",
+    404: "; check the base URL and the model's name",
+}
+_EXCERPT = 300
+
+
+def from_status(
+    status: int, body: str, headers: Mapping[str, str], *, where: str, secret: str = ""
+) -> ModelError:
+    """The error for an answer with a status other than 200. `secret` is blotted out of `body`."""
+    said = _said(body)
+    if secret:
+        said = said.replace(secret, "***")
+    lowered = said.lower()
+    if status in (400, 413) and any(words in lowered for words in _OVERFLOW):
+        return overflow(where, said)
+    if 300 <= status < 400:
+        return ModelError(f"{where} redirects elsewhere ({status}); give the final base URL")
+    spent = status == 429 and "insufficient_quota" in body
+    return ModelError(
+        f"{where} answered {status}: {said or 'no text'}{_HINTS.get(status, '')}",
+        retryable=(status in _AGAIN or status >= 500) and not spent,
+        retry_after=retry_after(headers),
+    )
+
+
+def overflow(where: str, said: str) -> ModelError:
+    """The prompt and the reply do not fit the model's context."""
+    return ModelError(
+        f"{where} refused the prompt as too long: {said[:_EXCERPT]}", reason="context_overflow"
+    )
+
+
+def timed_out(where: str, seconds: float) -> ModelError:
+    """No whole answer within the deadline."""
+    return ModelError(
+        f"{where} did not answer within {seconds:g} s", reason="model_timeout", retryable=True
+    )
+
+
+def unreachable(where: str, cause: BaseException, *, retryable: bool = True) -> ModelError:
+    """The connection was refused, lost or not trusted."""
+    return ModelError(
+        f"{where} cannot be reached: {cause or type(cause).__name__}", retryable=retryable
+    )
+
+
+def unreadable(where: str, detail: str) -> ModelError:
+    """An answer with status 200 that is not a chat completion."""
+    return ModelError(f"{where} gave an unreadable answer: {detail[:_EXCERPT]}", retryable=True)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a `Retry-After` header asks for: a number or an HTTP date (RFC 9110, 10.2.3).
+
+    `headers` is case-insensitive. `None` when the header is absent or makes no sense.
+    """
+    text = headers.get("Retry-After") or headers.get("retry-after")
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _said(body: str) -> str:
+    """The message of an OpenAI error body, else the beginning of the text."""
+    try:
+        message = json.loads(body)["error"]["message"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        message = body
+    return " ".join(str(message).split())[:_EXCERPT]

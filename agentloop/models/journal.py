@@ -1,0 +1,62 @@
+"""Never pay a finished call again: `Journaled` answers a known `Request.key` from a journal.
+
+In: a `Request`; out: the recorded `Completion`, or a new one that is recorded before it is given
+out. It stands outside the meter, so an answer from the journal is charged to nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from agentloop.ports import Model
+from agentloop.records import Completion, Request
+
+
+class Journal(Protocol):
+    """Where replies are kept; the store has one."""
+
+    def call(self, key: str) -> Completion | None:
+        """The reply recorded under `key`."""
+        ...
+
+    async def add_call(self, key: str, completion: Completion) -> None:
+        """Record a reply; durable when this returns."""
+        ...
+
+
+class Journaled:
+    """A model with a memory. Requests without a key pass through."""
+
+    def __init__(self, inner: Model, journal: Journal) -> None:
+        self._inner, self._journal = inner, journal
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._writing: dict[str, asyncio.Task[None]] = {}
+        self.replayed = 0
+        """Requests answered without a call."""
+
+    async def complete(self, request: Request) -> Completion:
+        """One reply; requests under way with the same key wait for the first. Errors pass."""
+        if not request.key:
+            return await self._inner.complete(request)
+        key = request.key
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        async with lock:
+            if key in self._writing:  # left by a caller that was cancelled
+                await asyncio.shield(self._writing[key])
+            known = self._journal.call(key)
+            if known is not None:
+                self.replayed += 1
+                return known
+            completion = await self._inner.complete(request)
+            # A reply that was paid for is recorded even when its caller is cancelled meanwhile.
+            self._writing[key] = asyncio.create_task(self._record(key, completion))
+            await asyncio.shield(self._writing[key])
+        return completion
+
+    async def _record(self, key: str, completion: Completion) -> None:
+        try:
+            await self._journal.add_call(key, completion)
+        finally:
+            del self._writing[key]

@@ -1,0 +1,232 @@
+"""Records to the chat-completions format of OpenAI and back; every transport uses this one pair.
+
+In: a `Request`; out: the JSON body. In: the JSON answer; out: a `Completion`. Extensions (token ids
+on assistant messages, `return_token_ids`, log-probs) are spoken only to servers known to have them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from agentloop.models import faults
+from agentloop.records import Completion, Json, Message, Request, ToolCall, ToolSpec, Usage
+
+UNPARSED = "_unparsed"
+"""Sole argument of a tool call whose arguments were not a JSON object: the text as it came. No
+tool has such a parameter, so the tool refuses it and the model reads why."""
+
+
+# --- out ----------------------------------------------------------------------------------------
+
+
+def encode(
+    request: Request, model: str, *, extensions: bool = False, native_tools: bool = True
+) -> dict[str, Any]:
+    """The body of `POST /chat/completions`. `request.policy` is named instead of `model` when set;
+    tools are left out for a model without `native_tools` (its graph describes them in the text)."""
+    sampling = request.sampling
+    body: dict[str, Any] = {
+        "model": request.policy or model,
+        "messages": [_message(message, extensions) for message in request.messages],
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+    }
+    if sampling.top_k:
+        body["top_k"] = sampling.top_k
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if request.tools and native_tools:
+        body["tools"] = [_tool(tool) for tool in request.tools]
+    if extensions:
+        body |= {"logprobs": True, "return_token_ids": True}
+    return body
+
+
+def _message(message: Message, extensions: bool) -> dict[str, Any]:
+    body: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        body["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.role == "tool":
+        body["tool_call_id"] = message.tool_call_id or ""
+    elif message.name:
+        body["name"] = message.name
+    if extensions and message.role == "assistant" and message.token_ids is not None:
+        body["token_ids"] = list(message.token_ids)
+    return body
+
+
+def _tool(tool: ToolSpec) -> dict[str, Any]:
+    function = {
+        "name": tool.name, "description": tool.description, "parameters": tool.parameters,
+    }  # fmt: skip
+    return {"type": "function", "function": function}
+
+
+# --- in -----------------------------------------------------------------------------------------
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+
+class _Function(_Shape):
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class _Call(_Shape):
+    id: str | None = None
+    function: _Function
+
+
+class _Part(_Shape):
+    text: str = ""
+
+
+class _Reply(_Shape):
+    content: str | list[_Part] | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _TokenLogprob(_Shape):
+    logprob: float
+
+
+class _Logprobs(_Shape):
+    content: list[_TokenLogprob] | None = None
+
+
+class _Choice(_Shape):
+    message: _Reply
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class _Cached(_Shape):
+    cached_tokens: int | None = None
+
+
+class _Usage(_Shape):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Cached | None = None
+
+
+class _Answer(_Shape):
+    choices: list[_Choice] = Field(min_length=1)
+    model: str | None = None
+    usage: _Usage | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+def decode(
+    data: bytes | dict[str, Any], request: Request, model: str, *, where: str, seconds: float
+) -> Completion:
+    """The `Completion` in an answer (raw bytes or parsed JSON); `model` and `where` are what was
+    asked. Raises a retryable `ModelError` when it holds no reply."""
+    try:
+        answer = (
+            _Answer.model_validate_json(data)
+            if isinstance(data, bytes)
+            else _Answer.model_validate(data)
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        at = ".".join(str(part) for part in first["loc"])
+        raise faults.unreadable(where, f"{at or 'the body'}: {first['msg']}") from error
+    choice = answer.choices[0]
+    ids = None if choice.token_ids is None else tuple(choice.token_ids)
+    prompt = answer.prompt_token_ids or choice.prompt_token_ids
+    return Completion(
+        message=Message(
+            role="assistant",
+            content=_text(choice.message.content),
+            tool_calls=_calls(choice.message.tool_calls or []),
+            token_ids=ids,
+        ),
+        finish_reason=choice.finish_reason or "unknown",
+        usage=_usage(answer.usage or _Usage(), prompt, ids),
+        model=answer.model or request.policy or model,
+        policy=request.policy,
+        prompt_ids=None if prompt is None else tuple(prompt),
+        completion_ids=ids,
+        logprobs=_logprobs(choice.logprobs, ids),
+        seconds=seconds,
+    )
+
+
+def _text(content: str | list[_Part] | None) -> str:
+    if isinstance(content, list):
+        return "".join(part.text for part in content)
+    return content or ""
+
+
+def _calls(calls: list[_Call]) -> tuple[ToolCall, ...]:
+    """Tool calls with an id each, even where the model left it out or gave one twice."""
+    seen: set[str] = set()
+    made = []
+    for index, call in enumerate(calls):
+        name = call.id or "call"
+        if not call.id or name in seen:
+            name = f"{name}_{index}"
+        seen.add(name)
+        made.append(
+            ToolCall(
+                id=name, name=call.function.name, arguments=_arguments(call.function.arguments)
+            )
+        )
+    return tuple(made)
+
+
+def _arguments(given: str | dict[str, Any] | None) -> dict[str, Json]:
+    if isinstance(given, dict):
+        return given
+    if given is None or not given.strip():
+        return {}
+    try:
+        value = from_json(given, allow_inf_nan=False)
+    except ValueError:
+        return {UNPARSED: given}
+    return value if isinstance(value, dict) else {UNPARSED: given}
+
+
+def _usage(usage: _Usage, prompt: list[int] | None, ids: tuple[int, ...] | None) -> Usage:
+    """Token counts; where the server gives none, the lengths of the ids it gave."""
+    counts = (
+        usage.prompt_tokens if usage.prompt_tokens is not None else len(prompt or ()),
+        usage.completion_tokens if usage.completion_tokens is not None else len(ids or ()),
+        usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0,
+    )
+    prompt_tokens, completion_tokens, cached_tokens = (max(0, count or 0) for count in counts)
+    return Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        cached_tokens=cached_tokens,
+        calls=1,
+    )
+
+
+def _logprobs(given: _Logprobs | None, ids: tuple[int, ...] | None) -> tuple[float, ...] | None:
+    """One finite log-prob per id, or nothing: a partial list would misalign a training row."""
+    if given is None or given.content is None or ids is None:
+        return None
+    values = tuple(entry.logprob for entry in given.content)
+    usable = len(values) == len(ids) and all(math.isfinite(value) for value in values)
+    return values if usable else None

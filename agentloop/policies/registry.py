@@ -1,0 +1,96 @@
+"""Name what training left: immutable policy directories with a checked manifest.
+
+In: a `TrainingResult`. Out: a `Policy` record and `root/<id>/` with the adapter's two files. Files
+are copied, so that a finished job can still be found; nothing is ever overwritten, and a
+policy is compared with its manifest each time before it is used.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from agentloop.errors import StoreError, UnknownName, UsageError
+from agentloop.files import new_directory, read_manifest, sha256_of, write_manifest
+from agentloop.records import Policy, TrainingResult, artifact_id
+from agentloop.trajectories import codec
+
+WEIGHTS = "adapter_model.safetensors"
+FILES = ("adapter_config.json", WEIGHTS)
+"""All that an adapter is; anything else (pickles, checkpoints) stays behind."""
+
+_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+
+
+class Policies:
+    """The policies below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def admit(
+        self, result: TrainingResult, *, base: str, role: str = "agent",
+        dataset: str | None = None, parents: Sequence[str] = (),
+    ) -> Policy:  # fmt: skip
+        """Copy the adapter in and return its record; admitting it again is the same policy.
+
+        Raises `StoreError` when the adapter is not what the trainer reported.
+        """
+        source = Path(result.adapter)
+        for name in FILES:
+            if not (source / name).is_file() or (source / name).is_symlink():
+                raise StoreError(f"`{source / name}` is missing; train the policy again")
+        if sha256_of(source / WEIGHTS) != result.sha256:
+            raise StoreError(f"`{source / WEIGHTS}` is not what the trainer wrote (sha256)")
+        policy = Policy(
+            base=base,
+            sha256=result.sha256,
+            role=role,
+            dataset=dataset,
+            parents=tuple(parents),
+            metrics=dict(result.metrics),
+        )
+        target = self.root / policy_id(policy)
+        if not target.exists():
+            # Whoever admits the same policy first wins; the check below covers both.
+            with suppress(FileExistsError), new_directory(target) as draft:
+                for name in FILES:
+                    shutil.copyfile(source / name, draft / name)
+                write_manifest(draft, {"policy": codec.to_json(policy)})
+        self.path(policy_id(policy))
+        return policy
+
+    def path(self, name: str) -> Path:
+        """The adapter's directory, after every file was compared with the manifest.
+
+        Raises `UnknownName`, or `StoreError` when a file is missing or was changed.
+        """
+        directory = self._directory(name)
+        read_manifest(directory)
+        return directory
+
+    def load(self, name: str) -> Policy:
+        """The record of a policy, checked as by `path`."""
+        manifest = read_manifest(self._directory(name))
+        return codec.from_json(Policy, manifest.get("policy"))
+
+    def names(self) -> list[str]:
+        """Ids of all policies, sorted."""
+        if not self.root.is_dir():
+            return []
+        return sorted(entry.name for entry in self.root.iterdir() if _SAFE.fullmatch(entry.name))
+
+    def _directory(self, name: str) -> Path:
+        if not _SAFE.fullmatch(name):
+            raise UsageError(f"`{name}` is not a policy id; ids are like `policy-0123456789abcdef`")
+        if not (self.root / name).is_dir():
+            raise UnknownName("policy", name, self.names())
+        return self.root / name
+
+
+def policy_id(policy: Policy) -> str:
+    """The directory's name and the name it is served under."""
+    return artifact_id(policy)

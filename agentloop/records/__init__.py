@@ -1,0 +1,98 @@
+"""The nouns: frozen records that every stage takes and gives. No behaviour beyond derived values.
+
+Records are plain data of JSON types (numbers, strings, tuples, dicts), so each one survives a
+JSON round trip (`trajectories.codec`) and can be hashed (`content_id`). Data flows
+Task -> Episode (of Trajectories) -> Score -> Row, Dataset -> artifact -> Bundle -> Verdict.
+"""
+
+from agentloop.records.base import (
+    AGENT_REASONS,
+    Json,
+    LaneName,
+    Purpose,
+    Reason,
+    content_id,
+    record,
+)
+from agentloop.records.exchange import (
+    ArtifactRef,
+    Completion,
+    Endpoint,
+    Message,
+    Observation,
+    Request,
+    Sampling,
+    Task,
+    ToolCall,
+    ToolSpec,
+    Usage,
+)
+from agentloop.records.learning import (
+    Artifact,
+    Budget,
+    Bundle,
+    Dataset,
+    Instruction,
+    Limits,
+    Policy,
+    Proposal,
+    Row,
+    Skill,
+    TrainingJob,
+    TrainingResult,
+    Verdict,
+    artifact_id,
+    kind_of,
+)
+from agentloop.records.rollouts import (
+    Attempt,
+    Episode,
+    Failure,
+    Node,
+    SandboxResult,
+    Score,
+    Trajectory,
+)
+
+__all__ = [
+    "AGENT_REASONS",
+    "Artifact",
+    "ArtifactRef",
+    "Attempt",
+    "Budget",
+    "Bundle",
+    "Completion",
+    "Dataset",
+    "Endpoint",
+    "Episode",
+    "Failure",
+    "Instruction",
+    "Json",
+    "LaneName",
+    "Limits",
+    "Message",
+    "Node",
+    "Observation",
+    "Policy",
+    "Proposal",
+    "Purpose",
+    "Reason",
+    "Request",
+    "Row",
+    "Sampling",
+    "SandboxResult",
+    "Score",
+    "Skill",
+    "Task",
+    "ToolCall",
+    "ToolSpec",
+    "TrainingJob",
+    "TrainingResult",
+    "Trajectory",
+    "Usage",
+    "Verdict",
+    "artifact_id",
+    "content_id",
+    "kind_of",
+    "record",
+]

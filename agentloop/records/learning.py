@@ -1,0 +1,196 @@
+"""What is learned from episodes: rows, datasets, versioned artifacts, proposals, verdicts."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Literal, TypeAlias
+
+from agentloop.records.base import Json, LaneName, content_id, record
+from agentloop.records.exchange import Message
+
+
+@record
+class Row:
+    """One training row: a prompt, then segments of exact token ids of which some were sampled.
+
+    `prompt` is rendered by the trainer with the chat format of the base model (this is how
+    examples are left out of the prompt); when it is empty the segments carry all tokens.
+    """
+
+    episode: str
+    prompt: tuple[Message, ...]
+    segments: tuple[tuple[int, ...], ...]
+    sampled: tuple[bool, ...]
+    """One per segment; only sampled segments get a loss."""
+    logprobs: tuple[tuple[float, ...], ...] = ()
+    """One tuple per segment, empty for the unsampled."""
+    weight: float = 1.0
+    group: str = ""
+    policy: str | None = None
+
+
+@record
+class Dataset:
+    """A frozen dataset artifact: the file is `datasets/<id>/rows.jsonl` in the home."""
+
+    rows: int
+    tokens: int
+    sha256: str
+    episodes: tuple[str, ...]
+    spec: dict[str, Json] = field(default_factory=dict)
+
+
+@record
+class Instruction:
+    """A version of the instruction text."""
+
+    text: str
+    operator: str = "seed"
+    """Which operator made it: seed, example, reflect, edit."""
+    parents: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+    """Ids of the episodes it was made from."""
+
+
+@record
+class Skill:
+    """A version of a skill; `document` is a whole SKILL.md in the Agent Skills format."""
+
+    name: str
+    description: str
+    document: str
+    parents: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+
+
+@record
+class Policy:
+    """A version of the local policy: a LoRA adapter over `base`, in `policies/<id>/` of the home."""
+
+    base: str
+    sha256: str
+    """Of the adapter's weights file."""
+    role: str = "agent"
+    dataset: str | None = None
+    parents: tuple[str, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@record
+class Bundle:
+    """The unit that runs, is evaluated, is promoted and is rolled back: ids of one version each."""
+
+    instruction: str
+    skills: tuple[str, ...] = ()
+    policies: dict[str, str] = field(default_factory=dict)
+    """Role -> policy id; a role that is absent runs the base model."""
+
+
+Artifact: TypeAlias = Instruction | Skill | Policy | Bundle | Dataset
+
+
+@record
+class TrainingJob:
+    """One trainer process: `job.json` in its directory."""
+
+    method: str
+    """Reference of the training function, `pkg.mod:name`."""
+    base: str
+    """Directory of the base model (safetensors)."""
+    dataset: str
+    """Path of the frozen rows file."""
+    out: str
+    """Directory that the adapter is written to, atomically."""
+    adapter: str | None = None
+    """Directory of the adapter to start from."""
+    settings: dict[str, Json] = field(default_factory=dict)
+    seed: int = 0
+
+
+@record
+class TrainingResult:
+    """What the trainer left: the adapter's directory and sha256 of its weights, and metrics."""
+
+    adapter: str
+    sha256: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def kind_of(artifact: Artifact) -> str:
+    """`instruction`, `skill`, `policy`, `bundle` or `dataset`."""
+    return type(artifact).__name__.lower()
+
+
+def artifact_id(artifact: Artifact) -> str:
+    """The artifact's one name, in the log and on the disk: a hash of its content without its
+    history (parents, evidence, metrics), so that the same thing made twice is the same version."""
+    parts: tuple[object, ...]
+    match artifact:
+        case Instruction():
+            parts = (artifact.text,)
+        case Skill():
+            parts = (artifact.name, artifact.document)
+        case Policy():
+            parts = (artifact.base, artifact.sha256, artifact.role)
+        case Bundle():
+            parts = (artifact.instruction, artifact.skills, artifact.policies)
+        case Dataset():
+            parts = (artifact.sha256, artifact.spec)
+    return content_id(kind_of(artifact), *parts)
+
+
+@record
+class Proposal:
+    """What a lane brings before the gate."""
+
+    lane: LaneName
+    state: Literal["proposed", "skipped", "failed"]
+    bundle: Bundle | None = None
+    """The champion with this lane's artifacts changed."""
+    candidate: str | None = None
+    """Id of the artifact to name it by (the first of several)."""
+    reason: str = ""
+    seconds: float = 0.0
+
+
+@record
+class Verdict:
+    """A gate's decision with its raw numbers."""
+
+    subject: str
+    """A lane's name, `joint`, or `joint-without-<lane>`."""
+    champion: str
+    challenger: str
+    n: int
+    champion_rate: float
+    challenger_rate: float
+    effect: float
+    ci95: tuple[float, float]
+    p: float
+    tokens_ratio: float
+    passed: bool
+    reason: str
+    outcomes: tuple[tuple[str, int, int], ...] = ()
+    """(task id, champion right, challenger right) per pair."""
+
+
+@record
+class Budget:
+    """Hard limits, checked before each call; `None` is no limit."""
+
+    usd: float | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    rollouts: int | None = None
+
+
+@record
+class Limits:
+    """Limits of one rollout."""
+
+    turns: int = 6
+    tokens: int = 4096
+    """Sampled tokens over all turns."""
+    seconds: float = 120.0
+    usd: float | None = None

@@ -1,0 +1,183 @@
+"""The store as everyone else sees it: records in, records out; a typed face of log and index.
+
+Every write is idempotent by name: an episode, a model call, a stage of a cycle or an artifact that
+is already there is not written again, which is what lets a killed run go on without paying twice.
+Current state (aliases) is read from append-only rows, so a rollback is one more row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from agentloop.errors import StoreError, UnknownName, UsageError
+from agentloop.ports import Embedder
+from agentloop.records import (
+    Completion,
+    Episode,
+    Json,
+    Purpose,
+    Score,
+    Verdict,
+    content_id,
+)
+from agentloop.store.artifacts import KINDS, find
+from agentloop.store.embed import WordLlamaEmbedder
+from agentloop.store.index import Index
+from agentloop.store.log import Log
+from agentloop.store.mark import KINDS as INDEXED
+from agentloop.store.query import Draft, Entry, Fence, Query
+from agentloop.store.versions import Versions
+from agentloop.trajectories.codec import from_json, to_json
+
+_OWN = frozenset((*KINDS, "episode", "score", "alias", "verdict", "step", "call"))
+
+
+class Archive(Versions):
+    """The store of one home. Raises `StoreError` for what is wrong with the disk or its files."""
+
+    def __init__(self, home: Path, embedder: Embedder | None = None) -> None:
+        super().__init__(Log(home / "log.db"))
+        self.index = Index(home / "index", embedder or WordLlamaEmbedder())
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.close()
+
+    def close(self) -> None:
+        """Finish the writes under way and let go of the files; idempotent."""
+        self.log.close()
+        self.index.close()
+
+    # Episodes and scores
+
+    async def add_episodes(self, episodes: Sequence[Episode], *, scope: str = "") -> None:
+        """Store episodes; when it returns they are on the disk. A known id is passed over."""
+        await self.log.append_async(
+            [
+                Draft(kind="episode", key=episode.id, body=to_json(episode), scope=scope)
+                for episode in episodes
+            ]
+        )
+
+    def episode(self, name: str) -> Episode | None:
+        """The episode with this id (or the only one that begins so) and its latest score."""
+        try:
+            entry = find(self.log, name, ("episode",))
+        except UnknownName:
+            return None
+        one = Query(kinds=("episode",), since_seq=entry.seq - 1, until=entry.seq)
+        return next(iter(self.episodes(one)))
+
+    def episodes(self, query: Query = Query()) -> list[Episode]:
+        """The episodes that `query` chooses, each with its latest score, in log order."""
+        chosen = replace(query, kinds=("episode",))
+        return [_episode(entry, score) for entry, score in self.log.scored(chosen)]
+
+    async def add_scores(
+        self, scores: Sequence[tuple[str, Score]], spec: str, *, scope: str = ""
+    ) -> None:
+        """Append a signal per (episode id, score) under the reward `spec`. Signals may come late
+        and change: one that equals the latest of its episode and spec is passed over."""
+        drafts = []
+        for episode, score in scores:
+            prefix = f"{episode}/{content_id('spec', spec)}/"
+            body: dict[str, Json] = {"episode": episode, "spec": spec, "score": to_json(score)}
+            last = self.log.latest("score", prefix)
+            if last is None or _score(last) != score:
+                # Named after its predecessor, so that two processes cannot both follow it.
+                key = prefix + content_id("score", body, last.seq if last else 0)
+                drafts.append(Draft(kind="score", key=key, body=body, scope=scope))
+        await self.log.append_async(drafts)
+
+    # Cycles, calls, events
+
+    def add_verdict(self, verdict: Verdict, cycle: str, *, scope: str = "") -> None:
+        """Store a gate's decision."""
+        body = to_json(verdict)
+        key = f"{cycle}#{content_id('verdict', body)}"
+        self.log.append([Draft(kind="verdict", key=key, body=body, scope=scope)])
+
+    def verdicts(self, cycle: str | None = None) -> list[Verdict]:
+        """The decisions of a cycle (or of all), in log order."""
+        query = Query(kinds=("verdict",), prefix=f"{cycle}#" if cycle else "")
+        return [from_json(Verdict, entry.body) for entry in self.log.read(query)]
+
+    def step(self, cycle: str, name: str) -> Json:
+        """What a finished stage of a cycle gave, `None` when it is not finished."""
+        entry = self.log.get("step", f"{cycle}/{name}")
+        return None if entry is None else entry.body
+
+    def add_step(
+        self, cycle: str, name: str, output: Json, *, scope: str = "", fence: Fence | None = None
+    ) -> None:
+        """Note that a stage finished and what it gave (not `None`); the first note stays."""
+        draft = Draft(kind="step", key=f"{cycle}/{name}", body=output, scope=scope)
+        self.log.append([draft], fence=fence)
+
+    def call(self, key: str) -> Completion | None:
+        """The reply to a model call that was paid before."""
+        entry = self.log.get("call", key)
+        return None if entry is None else from_json(Completion, entry.body)
+
+    async def add_call(self, key: str, completion: Completion) -> None:
+        """Journal the reply to a model call."""
+        await self.log.append_async([Draft(kind="call", key=key, body=to_json(completion))])
+
+    def add_event(self, kind: str, key: str, scope: str, body: Json) -> None:
+        """Note anything else, under a kind of the caller's own."""
+        if kind in _OWN:
+            raise UsageError(f"events of kind `{kind}` have a method of their own; choose another")
+        self.log.append([Draft(kind=kind, key=key, body=body, scope=scope)])
+
+    def read(self, query: Query = Query()) -> Iterator[Entry]:
+        """Entries of any kind, in log order."""
+        return self.log.read(query)
+
+    # Search and upkeep
+
+    def search(
+        self, kind: str, text: str, k: int = 5, *, success: bool | None = None,
+        purpose: Purpose | None = None, scope: str | None = None,
+    ) -> list[tuple[str, float]]:  # fmt: skip
+        """(id, cosine distance in [0, 2]) of the `k` nearest episodes, skills or instructions,
+        nearest first. Includes what was appended just now, unless another process is indexing."""
+        if kind not in INDEXED:
+            raise UnknownName("kind to search", kind, INDEXED)
+        self.index.drain(self.log)
+        given = {"success": success, "purpose": purpose, "scope": scope}
+        where = {name: value for name, value in given.items() if value is not None}
+        try:
+            return self.index.near(kind, text, k, where)
+        except StoreError:  # damaged since it was opened
+            self.index.rebuild(self.log)
+            return self.index.near(kind, text, k, where)
+
+    def verify(self) -> dict[str, Json]:
+        """`{"ok", "rows", "problems"}` of the log, and of the index where it should be ahead."""
+        rows, problems = self.log.verify()
+        if not problems:
+            problems = self.index.problems(self.log)
+        return {"ok": not problems, "rows": rows, "problems": list[Json](problems)}
+
+    def reindex(self) -> int:
+        """Build the index again from the log; the number of entries read."""
+        return self.index.rebuild(self.log)
+
+
+def _episode(entry: Entry, score: Entry | None) -> Episode:
+    episode = from_json(Episode, entry.body)
+    return episode if score is None else replace(episode, score=_score(score))
+
+
+def _score(entry: Entry) -> Score:
+    body: Any = entry.body
+    return from_json(Score, body["score"])

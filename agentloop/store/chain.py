@@ -1,0 +1,110 @@
+"""How an entry is packed, how it is linked to the one before, and how all of it is checked.
+
+The hash of an entry covers the hash before it, so no entry can be changed, taken out or put
+between without every later hash being wrong. (Entries cut off the end leave a valid, shorter
+chain: that takes a copy of the last hash elsewhere to see.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import zip_longest
+from typing import Any
+
+from agentloop.errors import StoreError
+from agentloop.records import Json
+from agentloop.store import facts
+
+GENESIS = bytes(32)
+"""What stands for the hash before the first entry."""
+_SHOWN = 20
+
+
+def pack(body: Json) -> bytes:
+    """Compressed JSON. ASCII escapes keep even lone surrogates of a model's output."""
+    return zlib.compress(json.dumps(body, separators=(",", ":")).encode(), 1)
+
+
+def unpack(data: bytes) -> Any:
+    """The body that was packed; raises `StoreError` when it is damaged."""
+    try:
+        return json.loads(zlib.decompress(data))
+    except (zlib.error, ValueError, TypeError) as error:
+        raise StoreError(
+            f"stored data is damaged: {error}; see: agentloop store verify"
+        ) from error
+
+
+def link(prev: bytes, seq: int, names: tuple[str, str, str], at: float, body: bytes) -> bytes:
+    """The hash of an entry; `names` are its kind, key and scope. Every field of variable length
+    is preceded by its length, so that no two entries have the same input."""
+    digest = hashlib.blake2b(prev, digest_size=32)
+    digest.update(struct.pack(">qd", seq, at))
+    for field in (*(name.encode("utf-8", "surrogatepass") for name in names), body):
+        digest.update(struct.pack(">q", len(field)))
+        digest.update(field)
+    return digest.digest()
+
+
+def audit(db: sqlite3.Connection) -> tuple[int, list[str]]:
+    """The number of entries and what is wrong, empty when all is well: SQLite's own integrity
+    check, every link and body, and the derived table against the entries. At most the first
+    problems are told."""
+    problems: list[str] = []
+    rows = 0
+    try:
+        db.execute("BEGIN")  # one snapshot, whatever others append meanwhile
+        found = [text for (text,) in db.execute(f"PRAGMA integrity_check({_SHOWN})")]
+        problems += [f"database: {text}" for text in found if text != "ok"]
+        with closing(sqlite3.connect(":memory:")) as expected:
+            expected.execute(facts.TABLE)
+            for problem in _walk(db, expected):
+                rows += 1
+                if problem and len(problems) < _SHOWN:
+                    problems.append(problem)
+            problems += _compare(db, expected)
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        problems.append(f"database: {error}")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+    return rows, problems
+
+
+def _walk(db: sqlite3.Connection, expected: sqlite3.Connection) -> Iterator[str]:
+    """One item per entry: its problem, or nothing."""
+    prev, want = GENESIS, 1
+    rows = db.execute("SELECT seq, kind, key, scope, at, body, prev, hash FROM entry ORDER BY seq")
+    for seq, kind, key, scope, at, body, before, stored in rows:
+        problem = ""
+        if seq != want:
+            problem = f"entry {want} is missing"
+        elif not (
+            all(isinstance(text, str) for text in (kind, key, scope))
+            and isinstance(at, float)
+            and isinstance(body, bytes)
+        ):
+            problem = f"entry {seq} has a field of a wrong type"
+        elif before != prev or stored != link(prev, seq, (kind, key, scope), at, body):
+            problem = f"entry {seq} ({kind} `{key}`) does not match its hash"
+        else:
+            try:
+                facts.note(expected, seq, (kind, key, scope, unpack(body)))
+            except StoreError as error:
+                problem = f"entry {seq} ({kind} `{key}`): {error}"
+        yield problem
+        prev, want = stored, seq + 1
+
+
+def _compare(db: sqlite3.Connection, expected: sqlite3.Connection) -> list[str]:
+    sql = "SELECT * FROM episode_fact ORDER BY id"
+    for have, want in zip_longest(db.execute(sql), expected.execute(sql)):
+        if have != want:
+            return [f"episode_fact does not agree with the entries: {have} instead of {want}"]
+    return []

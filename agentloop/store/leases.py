@@ -1,0 +1,71 @@
+"""A name in, the right to act under it out: leases with fencing tokens, in the log's own file.
+
+The token grows with every new holder, and an append may carry it: a holder that slept past its
+time and wakes up is refused inside the transaction, whatever its clock says.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+
+from agentloop.errors import StoreError
+from agentloop.store.query import Fence
+
+
+def take(db: sqlite3.Connection, name: str, holder: str, ttl: float) -> int:
+    """The new token; raises `StoreError` when someone holds the lease (the same holder too)."""
+    now = time.time()
+    row = db.execute("SELECT token, holder, expires FROM lease WHERE name = ?", (name,)).fetchone()
+    if row and row[1] is not None and row[2] > now and not gone(row[1]):
+        raise StoreError(
+            f"`{name}` is held by {row[1]} for {row[2] - now:.0f} more seconds; "
+            "wait for it to finish or to expire"
+        )
+    token = row[0] + 1 if row else 1
+    db.execute(
+        "INSERT OR REPLACE INTO lease (name, token, holder, expires) VALUES (?, ?, ?, ?)",
+        (name, token, holder, now + ttl),
+    )
+    return token
+
+
+def holder() -> str:
+    """This process, as a holder of leases."""
+    return f"{os.uname().nodename}:{os.getpid()}"
+
+
+def gone(name: str) -> bool:
+    """Whether a holder was a process of this machine that has ended: after a crash nobody has to
+    wait for its lease to expire."""
+    node, _, pid = name.rpartition(":")
+    if node != os.uname().nodename or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def check(db: sqlite3.Connection, fence: Fence) -> None:
+    """Raises `StoreError` unless the token is the latest one and was not released. An expired
+    lease that nobody took since is still good: no one else can have acted under it."""
+    name, token = fence
+    row = db.execute("SELECT token, holder FROM lease WHERE name = ?", (name,)).fetchone()
+    if row is None or row[0] != token or row[1] is None:
+        raise StoreError(f"the lease `{name}` was lost to another process; nothing was written")
+
+
+def extend(db: sqlite3.Connection, fence: Fence, ttl: float) -> None:
+    """Hold it for `ttl` seconds from now; raises `StoreError` when it was lost."""
+    check(db, fence)
+    db.execute("UPDATE lease SET expires = ? WHERE name = ?", (time.time() + ttl, fence[0]))
+
+
+def drop(db: sqlite3.Connection, fence: Fence) -> None:
+    """Give it back; nothing happens when it was lost. The token stays, so that it only grows."""
+    db.execute("UPDATE lease SET holder = NULL WHERE name = ? AND token = ?", fence)

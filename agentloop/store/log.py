@@ -1,0 +1,257 @@
+"""The truth: drafts in, entries out, in one order, for good.
+
+A SQLite file in WAL mode that any process appends to. An append returns when its rows are on the
+disk. Within a process one thread writes: appends that wait while it commits share the next commit,
+so many concurrent tasks pay for one fsync, and the event loop for none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from agentloop.errors import StoreError
+from agentloop.records import Json
+from agentloop.store import facts, leases
+from agentloop.store.chain import GENESIS, audit, link, pack, unpack
+from agentloop.store.migrations import migrate
+from agentloop.store.query import Draft, Entry, Fence, Query, select
+from agentloop.store.sqlite import connect, guarded, writing
+from agentloop.trajectories.redact import Redactor
+
+T = TypeVar("T")
+_GROUP = 256
+"""Appends that share a commit; keeps one transaction short."""
+_PAGE = 200
+"""Rows read at a time; no read transaction stays open between pages."""
+
+
+@dataclass(slots=True)
+class _Packed:
+    names: tuple[str, str, str]
+    at: float
+    body: bytes
+    fact: tuple[str, tuple[object, ...]] | None
+
+
+@dataclass(slots=True)
+class _Job:
+    drafts: Sequence[Draft]
+    fence: Fence | None
+    done: Future[list[int]] = field(default_factory=Future)
+    rows: list[_Packed] = field(default_factory=list)
+
+
+class Log:
+    """An append-only, hash-chained log. Raises `StoreError` for every failure of the file or disk;
+    what was acknowledged before stays."""
+
+    def __init__(self, path: Path, redact: Callable[[Json], Json] | None = None) -> None:
+        self.path = path
+        self._redact = redact or Redactor.from_environment()
+        self._waiting: deque[_Job] = deque()
+        self._reading = threading.Lock()
+        with guarded(path):
+            self._db = connect(path)
+            try:
+                migrate(self._db)
+                self._reader = connect(path)
+            except BaseException:
+                self._db.close()
+                raise
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="agentloop-log")
+
+    def close(self) -> None:
+        """Wait for the writes under way and close the file; idempotent."""
+        self._writer.shutdown()
+        with self._reading:
+            self._reader.close()
+        self._db.close()
+
+    def append(self, drafts: Sequence[Draft], *, fence: Fence | None = None) -> list[int]:
+        """The seq of each draft, when all are on the disk. A (kind, key) that exists is not
+        written again: the first write wins and its seq is returned. All drafts are written, or
+        none. Raises `StoreError`, also when `fence` is no longer the latest."""
+        return self._submit(drafts, fence).result()
+
+    async def append_async(
+        self, drafts: Sequence[Draft], *, fence: Fence | None = None
+    ) -> list[int]:
+        """`append` that lets other tasks run meanwhile, and shares its commit with theirs."""
+        return await asyncio.wrap_future(self._submit(drafts, fence))
+
+    def get(self, kind: str, key: str) -> Entry | None:
+        """The entry of that name."""
+        found = self._fetch(
+            "SELECT seq, kind, key, scope, at, body FROM entry WHERE kind = ? AND key = ?",
+            (kind, key),
+        )
+        return _entry(found[0]) if found else None
+
+    def latest(self, kind: str, prefix: str) -> Entry | None:
+        """The last entry of `kind` whose key begins with `prefix`."""
+        found = self._fetch(
+            "SELECT seq, kind, key, scope, at, body FROM entry"
+            " WHERE kind = ? AND key >= ? AND key < ? ORDER BY seq DESC LIMIT 1",
+            (kind, prefix, prefix + "\U0010ffff"),
+        )
+        return _entry(found[0]) if found else None
+
+    def keys(self, kind: str, prefix: str = "") -> list[str]:
+        """The keys of `kind` that begin with `prefix`, sorted; no body is read."""
+        sql = "SELECT key FROM entry WHERE kind = ? AND key >= ? AND key < ? ORDER BY key"
+        return [key for (key,) in self._fetch(sql, (kind, prefix, prefix + "\U0010ffff"))]
+
+    def read(self, query: Query = Query()) -> Iterator[Entry]:
+        """The entries that `query` chooses, in log order, a page at a time."""
+        for row in self._rows(query, scored=False):
+            yield _entry(row)
+
+    def scored(self, query: Query) -> Iterator[tuple[Entry, Entry | None]]:
+        """The episodes that `query` chooses, each with its latest score."""
+        for row in self._rows(query, scored=True):
+            yield _entry(row[:6]), None if row[6] is None else _entry(row[6:])
+
+    def lease(self, name: str, holder: str, ttl: float) -> int:
+        """Take the lease `name` for `ttl` seconds: a token that grows with each holder. Raises
+        `StoreError` when it is held."""
+        return self._change(lambda db: leases.take(db, name, holder, ttl))
+
+    def renew(self, name: str, token: int, ttl: float) -> None:
+        """Hold a lease for `ttl` seconds from now; raises `StoreError` when it was lost."""
+        self._change(lambda db: leases.extend(db, (name, token), ttl))
+
+    def release(self, name: str, token: int) -> None:
+        """Give a lease back; nothing happens when it was lost."""
+        self._change(lambda db: leases.drop(db, (name, token)))
+
+    def verify(self) -> tuple[int, list[str]]:
+        """The number of entries and the problems found, empty when all is well; never raises for
+        what is wrong in the file."""
+        try:
+            with guarded(self.path), closing(connect(self.path)) as db:
+                return audit(db)
+        except StoreError as error:
+            return 0, [str(error)]
+
+    def _submit(self, drafts: Sequence[Draft], fence: Fence | None) -> Future[list[int]]:
+        job = _Job(drafts, fence)
+        self._waiting.append(job)
+        self._writer.submit(self._flush)
+        return job.done
+
+    def _flush(self) -> None:
+        """Write what waits, in one commit. Runs in the writer thread; an earlier flush may have
+        taken the job that this one was started for."""
+        jobs: list[_Job] = []
+        while self._waiting and len(jobs) < _GROUP:
+            job = self._waiting.popleft()
+            if job.done.set_running_or_notify_cancel() and self._pack(job):
+                jobs.append(job)
+        if not jobs:
+            return
+        try:
+            with guarded(self.path), writing(self._db):
+                results = self._extend(jobs)
+        except Exception as error:  # whatever it is, those who wait must hear of it
+            for job in jobs:
+                job.done.set_exception(error)
+            return
+        for job, result in zip(jobs, results, strict=True):
+            if isinstance(result, StoreError):
+                job.done.set_exception(result)
+            else:
+                job.done.set_result(result)
+
+    def _pack(self, job: _Job) -> bool:
+        """Redact and compress before the transaction begins; a draft that is not JSON fails its
+        own append and no other."""
+        now = time.time()
+        try:
+            for draft in job.drafts:
+                body = self._redact(draft.body)
+                names = (draft.kind, draft.key, draft.scope)
+                fact = facts.statement(*names, body)
+                for value in (*names, *(fact[1] if fact else ())):
+                    str(value).encode()  # SQLite has no lone surrogates; a body may have them
+                at = float(now if draft.at is None else draft.at)
+                job.rows.append(_Packed(names, at, pack(body), fact))
+        except StoreError as error:
+            job.done.set_exception(error)
+        except Exception as error:
+            job.done.set_exception(StoreError(f"a draft cannot be stored: {error}"))
+        else:
+            return True
+        return False
+
+    def _extend(self, jobs: list[_Job]) -> list[list[int] | StoreError]:
+        last = self._db.execute("SELECT seq, hash FROM entry ORDER BY seq DESC LIMIT 1").fetchone()
+        seq, prev = last or (0, GENESIS)
+        results: list[list[int] | StoreError] = []
+        for job in jobs:
+            if job.fence is not None:
+                try:
+                    leases.check(self._db, job.fence)
+                except StoreError as error:
+                    results.append(error)
+                    continue
+            seqs = []
+            for row in job.rows:
+                known = self._db.execute(
+                    "SELECT seq FROM entry WHERE kind = ? AND key = ?", row.names[:2]
+                ).fetchone()
+                if known is None:
+                    seq += 1
+                    prev = self._insert(seq, prev, row)
+                seqs.append(known[0] if known else seq)
+            results.append(seqs)
+        return results
+
+    def _insert(self, seq: int, prev: bytes, row: _Packed) -> bytes:
+        digest = link(prev, seq, row.names, row.at, row.body)
+        self._db.execute(
+            "INSERT INTO entry (seq, kind, key, scope, at, body, prev, hash)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (seq, *row.names, row.at, row.body, prev, digest),
+        )
+        if row.fact is not None:
+            self._db.execute(row.fact[0], (seq, *row.fact[1]))
+        return digest
+
+    def _change(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a small write in the writer thread, in a transaction of its own."""
+
+        def run() -> T:
+            with guarded(self.path), writing(self._db):
+                return change(self._db)
+
+        return self._writer.submit(run).result()
+
+    def _rows(self, query: Query, *, scored: bool) -> Iterator[tuple[Any, ...]]:
+        after, left = query.since_seq, query.limit
+        while left is None or left > 0:
+            page = _PAGE if left is None else min(left, _PAGE)
+            rows = self._fetch(*select(query, after=after, page=page, scored=scored))
+            yield from rows
+            if len(rows) < page:
+                return
+            after = rows[-1][0]
+            left = None if left is None else left - page
+
+    def _fetch(self, sql: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+        with guarded(self.path), self._reading:
+            return self._reader.execute(sql, values).fetchall()
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    seq, kind, key, scope, at, body = row
+    return Entry(seq=seq, kind=kind, key=key, scope=scope, at=at, body=unpack(body))

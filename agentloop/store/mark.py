@@ -1,0 +1,66 @@
+"""How far the index has come and what its vector files looked like then: `mark.json` beside them.
+
+Replaced atomically, so a reader sees the state before or after a drain and nothing between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agentloop.errors import StoreError
+from agentloop.trajectories.codec import from_json
+
+KINDS = ("episode", "skill", "instruction")
+"""What is indexed."""
+
+
+@dataclass
+class Mark:
+    """What has been indexed: `folder` holds the log up to `seq`, `rows` entries per kind."""
+
+    folder: str
+    seq: int = 0
+    rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    files: dict[str, str] = field(default_factory=dict)
+    """Digests of the vector files."""
+
+
+def published(index: Path) -> Mark | None:
+    """The mark of an index, `None` when it is missing, not readable, or names no folder."""
+    try:
+        mark = from_json(Mark, json.loads((index / "mark.json").read_bytes()))
+    except (OSError, ValueError, StoreError):
+        return None
+    known = set(mark.rows) == set(KINDS) and (index / mark.folder) in folders(index)
+    return mark if known else None
+
+
+def folders(index: Path) -> dict[Path, int]:
+    """The Chroma folders of an index and their numbers."""
+    found = {path: path.name.partition("-")[2] for path in index.glob("chroma-*")}
+    return {path: int(number) for path, number in found.items() if number.isdecimal()}
+
+
+def publish(index: Path, mark: Mark) -> None:
+    """Replace the mark of an index; it is on the disk when this returns."""
+    new = index / "mark.json.new"
+    with open(new, "w") as file:
+        json.dump(vars(mark), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, index / "mark.json")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Digest per vector file of a Chroma folder; its SQLite file checks itself."""
+    found = {}
+    for path in sorted(folder.glob("*/*")):
+        with open(path, "rb") as file:
+            found[str(path.relative_to(folder))] = hashlib.file_digest(
+                file, lambda: hashlib.blake2b(digest_size=16)
+            ).hexdigest()
+    return found

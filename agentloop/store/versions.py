@@ -1,0 +1,135 @@
+"""Versions and what points at them: artifacts by content, aliases by append-only rows.
+
+Stored once and never changed, so going back is one new row. The face over both that the rest of the
+package uses is `store.archive.Archive`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+from agentloop.errors import StoreError, UnknownName, UsageError
+from agentloop.records import Artifact, Bundle, Json, artifact_id, kind_of
+from agentloop.store.artifacts import KINDS, A, Pointer, artifact_of, find
+from agentloop.store.log import Log
+from agentloop.store.query import Draft, Entry, Fence, Query
+from agentloop.trajectories.codec import from_json, to_json
+
+
+class Versions:
+    """Artifacts and aliases in `log`."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    def put(self, artifact: Artifact, *, scope: str = "", fence: Fence | None = None) -> str:
+        """Store a version; its id. One with the same content keeps its first parents."""
+        name = artifact_id(artifact)
+        draft = Draft(kind=kind_of(artifact), key=name, body=to_json(artifact), scope=scope)
+        self.log.append([draft], fence=fence)
+        return name
+
+    @overload
+    def get(self, name: str) -> Artifact: ...
+    @overload
+    def get(self, name: str, kind: type[A]) -> A: ...
+    def get(self, name: str, kind: Any = None) -> Any:
+        """The artifact with this id or the only one whose id begins so, of `kind` when given.
+        Raises `UnknownName`, or `UsageError` when several begin so."""
+        return artifact_of(self._find(name, kind))
+
+    def id(self, name: str, kind: type[A] | None = None) -> str:
+        """The whole id that `name` begins; raises as `get` does."""
+        return self._find(name, kind).key
+
+    def artifacts(self, kind: type[A], scope: str | None = None) -> list[tuple[str, A, float]]:
+        """(id, artifact, unix seconds) of all versions of a kind, in log order."""
+        query = Query(kinds=(kind.__name__.lower(),), scope=scope)
+        return [(e.key, from_json(kind, e.body), e.at) for e in self.log.read(query)]
+
+    def point(
+        self, alias: str, bundle: str, *, reason: str, scope: str, fence: Fence | None = None
+    ) -> None:
+        """Let `alias` (`<workflow>/champion`) point at a bundle from now on. Raises `UnknownName`
+        when there is no such bundle, `StoreError` when another process moved it meanwhile."""
+        moves = len(self.log.keys("alias", f"{alias}#"))
+        body: dict[str, Json] = {"bundle": self.id(bundle, Bundle), "reason": reason}
+        draft = Draft(kind="alias", key=_key(alias, moves + 1), body=body, scope=scope)
+        self._move(draft, fence)
+
+    def alias(self, name: str) -> Pointer | None:
+        """Where an alias points."""
+        entry = self.log.latest("alias", f"{name}#")
+        return None if entry is None else _pointer(entry)
+
+    def aliases(self) -> dict[str, Pointer]:
+        """Every alias and where it points."""
+        entries = self.log.read(Query(kinds=("alias",)))
+        return {pointer.alias: pointer for pointer in map(_pointer, entries)}
+
+    def alias_history(self, name: str) -> list[Pointer]:
+        """All it pointed at, oldest first."""
+        query = Query(kinds=("alias",), prefix=f"{name}#")
+        return [_pointer(entry) for entry in self.log.read(query)]
+
+    def rollback(
+        self, name: str, *, reason: str = "rolled back", fence: Fence | None = None
+    ) -> str:
+        """Point an alias back at the bundle it had before the present one; that bundle's id. Done
+        twice it goes back twice. Raises `UnknownName` and, with nothing before, `UsageError`."""
+        earlier = self.before(name)
+        history = self.alias_history(name)
+        body: dict[str, Json] = {"bundle": earlier, "reason": reason, "back": True}
+        key = _key(name, len(history) + 1)
+        self._move(Draft(kind="alias", key=key, body=body, scope=history[-1].scope), fence)
+        return earlier
+
+    def before(self, name: str) -> str:
+        """The bundle that a rollback of alias `name` would serve; raises as it does."""
+        history = self.alias_history(name)
+        if not history:
+            known = {key.rpartition("#")[0] for key in self.log.keys("alias")}
+            raise UnknownName("alias", name, known)
+        stack: list[str] = []
+        for pointer in history:
+            if pointer.back and pointer.bundle in stack:
+                del stack[stack.index(pointer.bundle) + 1 :]
+            elif not stack or stack[-1] != pointer.bundle:
+                stack.append(pointer.bundle)
+        if len(stack) < 2:
+            raise UsageError(
+                f"`{name}` had no bundle before {stack[-1]}; see: agentloop inspect bundles"
+            )
+        return stack[-2]
+
+    def _find(self, name: str, kind: type[Any] | None) -> Entry:
+        return find(self.log, name, (kind.__name__.lower(),) if kind else tuple(KINDS))
+
+    def _move(self, draft: Draft, fence: Fence | None) -> None:
+        """The number in the key makes it compare-and-append: of two processes that move an alias
+        from the same state, one is told that it lost."""
+        self.log.append([draft], fence=fence)
+        entry = self.log.get("alias", draft.key)
+        if entry is None or entry.body != draft.body:
+            raise StoreError(
+                f"`{draft.key.rpartition('#')[0]}` was moved by another process meanwhile; "
+                "look at it and try again"
+            )
+
+
+def _key(alias: str, number: int) -> str:
+    if "#" in alias:
+        raise UsageError(f"`{alias}` cannot name an alias; leave out the `#`")
+    return f"{alias}#{number:06d}"
+
+
+def _pointer(entry: Entry) -> Pointer:
+    body: Any = entry.body
+    return Pointer(
+        alias=entry.key.rpartition("#")[0],
+        bundle=body["bundle"],
+        reason=body["reason"],
+        scope=entry.scope,
+        at=entry.at,
+        back=body.get("back", False),
+    )

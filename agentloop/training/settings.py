@@ -1,0 +1,57 @@
+"""Settings of fine-tuning, checked before a process is started.
+
+In: the `settings` of a job. Out: a validated `SFTSettings`. No torch here, so that a workflow
+file can be checked where the trainer is not installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agentloop.errors import UnknownName, UsageError
+from agentloop.records import Json
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class SFTSettings(BaseModel):
+    """Low-rank fine-tuning on chosen rows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    epochs: float = Field(default=2.0, gt=0)
+    max_steps: Positive | None = None
+    """Stop after this many optimizer steps; it overrides `epochs`."""
+    batch_size: Positive = 8
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Fraction of the steps over which the learning rate rises; it then falls linearly to 0."""
+    r: Positive = 16
+    """Rank of the update (Hu et al. 2021, LoRA)."""
+    alpha: Positive = 32
+    """The update is scaled by `alpha / r`."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Names of the layers to adapt; `all-linear` is every linear layer but the output head."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products; `auto` is bfloat16 where the processor has it."""
+    share_prefix: bool = True
+    """Compute what all rows of a batch begin with once (same gradient, less work). Turn it off for
+    a base model whose memory is not a key-value cache."""
+    max_length: Positive = 2048
+    """Rows with more tokens are left out and counted, never cut: a cut row loses its answer."""
+
+
+def sft_settings(given: Mapping[str, Json]) -> SFTSettings:
+    """Validate `given`; raises `UnknownName` for an unknown key, `UsageError` for a wrong value."""
+    for key in given:
+        if key not in SFTSettings.model_fields:
+            raise UnknownName("training setting", key, SFTSettings.model_fields)
+    try:
+        return SFTSettings.model_validate(dict(given))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(at) for at in first["loc"])
+        raise UsageError(f"training setting `{name}`: {first['msg']}") from error

@@ -1,0 +1,1 @@
+"""The currency: codec (records to JSON), branches (trainable rows), redaction, chat format."""

@@ -1,0 +1,264 @@
+"""From a workflow to live objects: the only module that knows concrete classes of every stage.
+
+Goes in: a loaded workflow, an archive, options. Comes out: a `Kit`, inside an async context that
+closes servers, sandboxes and connections however it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from agentloop.errors import MissingDependency, UsageError
+from agentloop.graphs.load import load_graph
+from agentloop.graphs.run import Runner
+from agentloop.lanes.bench import Bench
+from agentloop.models.connect import Connected, ModelSpec, connect, parse
+from agentloop.models.journal import Journaled
+from agentloop.models.meter import FREE, Meter, Metered
+from agentloop.models.retry import Retrying
+from agentloop.models.scripted import Replies, Scripted
+from agentloop.policies.registry import Policies
+from agentloop.ports import Gate, Progress, Sandbox, Server, Tasks, Tool, Trainer, silent
+from agentloop.records import (
+    Bundle,
+    Endpoint,
+    Instruction,
+    Json,
+    Proposal,
+    Sampling,
+    content_id,
+)  # fmt: skip
+from agentloop.refs import resolve
+from agentloop.sandboxes.profile import open_sandbox
+from agentloop.serving.launch import EmbeddedServer
+from agentloop.serving.weights import SMOLLM2
+from agentloop.store.archive import Archive
+from agentloop.store.embed import WordLlamaEmbedder
+from agentloop.tasks.spec import from_spec
+from agentloop.tools.code import PythonTool
+from agentloop.tools.spec import tool
+from agentloop.training.dry import DryTrainer
+from agentloop.training.job import ProcessTrainer
+from agentloop.workflows.load import Loaded, build
+from agentloop.workflows.schema import PartSpec, Workflow
+from agentloop.workspace import Workspace, model_cache
+
+_TYPICAL_PROMPT, _TYPICAL_REPLY = 600, 150
+"""Tokens a call, for a price before the first one; an order of magnitude, said as such."""
+
+
+class Lane(Protocol):
+    """Proposes a changed bundle from the log."""
+
+    async def propose(self, bench: Bench) -> Proposal:
+        """A proposal; `skipped` with the reason when there is nothing to propose."""
+        ...
+
+
+class Collector(Protocol):
+    """Fills the log with the champion's practice."""
+
+    async def collect(self, bench: Bench) -> Json:
+        """Roll out, score, log; returns counts for the report."""
+        ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a command adds to a workflow."""
+
+    run: str
+    seed: int
+    workspace: Workspace
+    home: Path
+    model: str | None = None
+    tasks: str | None = None
+    progress: Progress = silent
+    plan: str = ""
+
+
+@dataclass
+class Kit:
+    """Everything one run or cycle needs."""
+
+    name: str
+    bench: Bench
+    collector: Collector
+    lanes: dict[str, Lane]
+    gate: Gate
+    meter: Meter
+    heldout_n: int
+    lane_n: int
+    plan: str
+
+    @property
+    def cycle_id(self) -> str:
+        """The run's id."""
+        return self.bench.run
+
+    @property
+    def alias(self) -> str:
+        """The pointer that serves this workflow."""
+        return alias_of(self.name)
+
+
+def alias_of(workflow: str) -> str:
+    """Name of the champion's pointer."""
+    return f"{workflow}/champion"
+
+
+def check_model(loaded: Loaded, model: str | None) -> ModelSpec:
+    """What the model name means; raises `UsageError` before anything is written when it cannot
+    work (unknown form, no script, no weights)."""
+    spec = parse(model or loaded.spec.model)
+    if spec.kind == "scripted" and loaded.spec.scripted is None:
+        raise UsageError(
+            f"`{loaded.name}` has no `scripted` section; choose another --model or add one"
+        )
+    if spec.kind == "embedded":
+        _weights(spec)
+    return spec
+
+
+def plan_hash(loaded: Loaded, model: str | None, tasks: str | None, seed: int) -> str:
+    """What a cycle must not change between its start and its resumption."""
+    return content_id("plan", loaded.digest(), model or loaded.spec.model, tasks, seed)
+
+
+def price_of(loaded: Loaded, model: str | None, calls: int) -> float | None:
+    """US dollars for so many typical calls; 0 for a local model, `None` when unknown."""
+    spec = parse(model or loaded.spec.model)
+    meter = Meter(prices=_prices(loaded.spec, spec))
+    return meter.estimate(calls, _TYPICAL_PROMPT, _TYPICAL_REPLY, model=spec.model or "*")
+
+
+@asynccontextmanager
+async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncIterator[Kit]:
+    """A kit; everything it started is stopped at the end."""
+    spec = loaded.spec
+    model_spec = check_model(loaded, options.model)
+    async with AsyncExitStack() as stack:
+        sandbox = open_sandbox(spec.sandbox, options.workspace)
+        stack.push_async_callback(sandbox.close)
+        server, endpoint, base = await _serve(model_spec, options.home, stack)
+        transport = connect(model_spec, scripted=_script(loaded, model_spec), endpoint=endpoint)
+        stack.push_async_callback(transport.close)
+        meter = Meter(spec.budget, _prices(spec, model_spec))
+        graph = load_graph(spec.graph, options.workspace.roots, loaded.folder)
+        bench = Bench(
+            archive=archive, tasks=_tasks(loaded, model_spec, options),
+            runner=Runner(graph, native_tools=not model_spec.local),
+            model=Journaled(Metered(Retrying(transport), meter), archive),
+            reward=loaded.build(_reward(spec, model_spec)), tools=_tools(loaded, sandbox), limits=spec.limits,
+            decoding=Sampling(**spec.decoding.model_dump()), embedder=WordLlamaEmbedder(),
+            sandbox=sandbox, home=options.home, policies=Policies(options.home / "policies"),
+            trainer=_trainer(model_spec, options.progress), server=server, base_model=base,
+            workflow=loaded.name, run=options.run, seed=options.seed,
+            champion=seed_champion(loaded, archive), progress=options.progress, concurrency=spec.concurrency,
+        )  # fmt: skip
+        yield Kit(
+            name=loaded.name, bench=bench, collector=loaded.build(spec.collect),
+            lanes={name: loaded.build(part) for name, part in spec.lanes.items()},
+            gate=loaded.build(spec.gate), meter=meter, heldout_n=spec.heldout.n,
+            lane_n=min(spec.heldout.lanes, spec.heldout.n), plan=options.plan,
+        )  # fmt: skip
+
+
+def seed_champion(loaded: Loaded, archive: Archive) -> str:
+    """The serving bundle's id; the workflow's own text becomes the first one."""
+    current = archive.alias(alias_of(loaded.name))
+    if current is not None:
+        return current.bundle
+    instruction = archive.put(Instruction(text=loaded.spec.instruction.strip()))
+    bundle = archive.put(Bundle(instruction=instruction))
+    archive.point(
+        alias_of(loaded.name), bundle, reason="the workflow's own instruction", scope=loaded.name
+    )
+    return bundle
+
+
+async def _serve(
+    spec: ModelSpec, home: Path, stack: AsyncExitStack
+) -> tuple[Server | None, Endpoint | None, Path | None]:
+    if spec.kind == "scripted":
+        return None, None, Path("scripted")
+    if spec.kind != "embedded":
+        return None, None, None
+    weights = _weights(spec)
+    server = EmbeddedServer(weights, logs=home / "logs")
+    stack.push_async_callback(server.stop)
+    return server, await server.start(), weights
+
+
+def _weights(spec: ModelSpec) -> Path:
+    path = Path(spec.path).expanduser() if spec.path else model_cache() / SMOLLM2
+    if not (path / "config.json").is_file():
+        if spec.path:
+            raise UsageError(f"`{path}` is not a model directory (no config.json in it)")
+        raise MissingDependency(f"the local model {SMOLLM2}", "agentloop setup local")
+    return path
+
+
+def _script(loaded: Loaded, spec: ModelSpec) -> Connected | None:
+    if spec.kind != "scripted" or loaded.spec.scripted is None:
+        return None
+    replies = loaded.spec.scripted.replies
+    source: Replies
+    if ":" in replies:
+        source = resolve(replies, loaded.folder)  # type: ignore[assignment]
+    else:
+        source = loaded.folder / replies
+    return Scripted(source)
+
+
+def _tasks(loaded: Loaded, spec: ModelSpec, options: Options) -> Tasks:
+    if options.tasks:
+        return from_spec(options.tasks, Path.cwd())
+    if spec.kind == "scripted" and loaded.spec.scripted is not None:
+        return build(loaded.spec.scripted.tasks, loaded.folder)  # type: ignore[no-any-return]
+    return loaded.build(loaded.spec.tasks)  # type: ignore[no-any-return]
+
+
+def _reward(workflow: Workflow, spec: ModelSpec) -> PartSpec:
+    scripted = workflow.scripted if spec.kind == "scripted" else None
+    return (scripted.reward if scripted else None) or workflow.reward
+
+
+def _tools(loaded: Loaded, sandbox: Sandbox) -> list[Tool]:
+    made: list[Tool] = []
+    for name in loaded.spec.tools:
+        if name == "python":
+            made.append(PythonTool(sandbox))
+        else:
+            made.append(tool(resolve(name, loaded.folder)))  # type: ignore[arg-type]
+    return made
+
+
+def _trainer(spec: ModelSpec, progress: Progress) -> Trainer | None:
+    if spec.kind == "scripted":
+        return DryTrainer()
+    return ProcessTrainer(progress=progress) if spec.kind == "embedded" else None
+
+
+def _prices(workflow: Workflow, spec: ModelSpec) -> Mapping[str, tuple[float, float]]:
+    if spec.local:
+        return FREE
+    return {name: (p.prompt, p.completion) for name, p in workflow.prices.items()}
+
+
+__all__ = [
+    "Collector",
+    "Kit",
+    "Lane",
+    "Options",
+    "alias_of",
+    "assemble",
+    "check_model",
+    "plan_hash",
+    "price_of",
+    "seed_champion",
+]

@@ -1,0 +1,138 @@
+"""Read a `workflow.yaml`, apply overrides and build its parts.
+
+Goes in: a path. Comes out: a `Loaded` workflow with its folder, its name and a hash of everything
+that decides its results. A string value that starts with `./` is a path or a file reference
+relative to the workflow's folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from agentloop.errors import MissingDependency, UsageError
+from agentloop.records import Json
+from agentloop.refs import resolve
+from agentloop.workflows.schema import PartSpec, Workflow, explain, validate
+from agentloop.workspace import Workspace
+
+_MAX_BYTES = 256 * 1024  # a workflow is a page or two; more is a mistake or an attack
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checked workflow and where it lies."""
+
+    name: str
+    path: Path
+    spec: Workflow
+
+    @property
+    def folder(self) -> Path:
+        """Its folder: relative paths start here."""
+        return self.path.parent
+
+    def build(self, part: PartSpec) -> Any:
+        """The live object of a part."""
+        return build(part, self.folder)
+
+    def digest(self) -> str:
+        """Hash of the workflow as resolved, with the Python and data files beside it."""
+        state = hashlib.blake2b(digest_size=16)
+        state.update(self.spec.model_dump_json().encode())
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in (".py", ".jsonl") and path.is_file():
+                state.update(path.name.encode() + b"\0" + path.read_bytes())
+        return state.hexdigest()
+
+
+def load(name: str, workspace: Workspace, overrides: Mapping[str, Json] | None = None) -> Loaded:
+    """The workflow `name`, with `overrides` (dotted key -> value) applied before validation.
+
+    Raises `UsageError` for unreadable YAML, `UnknownName` for unknown keys and names,
+    `MissingDependency` when a module it requires is absent.
+    """
+    path = workspace.workflow(name)
+    data = read_yaml(path)
+    if isinstance(data, dict):
+        for key, value in (overrides or {}).items():
+            _set(data, key.split("."), value, str(path))
+    spec = validate(data, _where(path))
+    for module in spec.requires:
+        if importlib.util.find_spec(module) is None:
+            raise MissingDependency(
+                f"`{module}` (required by `{path.parent.name}`)", f"pip install {module}"
+            )
+    return Loaded(path.parent.name, path, spec)
+
+
+def read_yaml(path: Path) -> object:
+    """Safely loaded YAML. Raises `UsageError` with the line of the fault."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"`{path}` cannot be read: {error}") from error
+    if len(text) > _MAX_BYTES:
+        raise UsageError(f"`{path}` has {len(text)} characters; at most {_MAX_BYTES} are allowed")
+    if any(isinstance(token, yaml.AliasToken) for token in _tokens(text, path)):
+        raise UsageError(f"`{path}` uses a YAML alias (`*name`); write the value out instead")
+    data: object = yaml.safe_load(text)
+    return data
+
+
+def _tokens(text: str, path: Path) -> list[yaml.Token]:
+    try:
+        tokens = list(yaml.scan(text, Loader=yaml.SafeLoader))
+        yaml.safe_load(text) if not any(isinstance(t, yaml.AliasToken) for t in tokens) else None
+        return tokens
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise UsageError(f"`{_where(path)}`{line} is not valid YAML: {problem}") from error
+
+
+def build(part: PartSpec, folder: Path) -> Any:
+    """Instantiate a part from its reference and its keys."""
+    cls = resolve(part.use, folder)
+    if not callable(cls):
+        raise UsageError(f"`{part.use}` is not a part (a class made with @part)")
+    fields = {key: _absolute(value, folder) for key, value in part.fields.items()}
+    try:
+        return cls(**fields)
+    except ValidationError as error:
+        raise explain(error, part.use, cls if isinstance(cls, type) else type(cls)) from None
+    except TypeError as error:
+        raise UsageError(f"`{part.use}`: {error}") from error
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    if isinstance(value, str) and value.startswith("./"):
+        return str(folder / value[2:])
+    if isinstance(value, list):
+        return [_absolute(one, folder) for one in value]
+    if isinstance(value, dict):
+        return {key: _absolute(one, folder) for key, one in value.items()}
+    return value
+
+
+def _where(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def _set(data: dict[str, Any], keys: list[str], value: Json, where: str) -> None:
+    for key in keys[:-1]:
+        data = data.setdefault(key, {})
+        if not isinstance(data, dict):
+            raise UsageError(f"`{'.'.join(keys)}` does not name a place in `{where}`")
+    if value is None:
+        data.pop(keys[-1], None)
+    else:
+        data[keys[-1]] = value

@@ -1,0 +1,124 @@
+"""The report of a cycle: the JSON object that `agentloop cycle --json` ends with.
+
+Goes in: proposals and the decision. Comes out: a `Report`; its fields are the contract that
+scripts rely on, so they change only with the schema version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from agentloop.lanes.decide import Decision
+from agentloop.records import Proposal, Usage, Verdict
+from agentloop.records.base import record
+
+LANES = ("instructions", "skills", "policy")
+LaneState = Literal["promoted", "kept", "failed", "skipped"]
+
+
+@record
+class HeldOutReport:
+    """The final comparison; rates are `None` when there was nothing to compare."""
+
+    n: int = 0
+    champion: float | None = None
+    challenger: float | None = None
+    effect: float | None = None
+    ci95: tuple[float, float] | None = None
+    p: float | None = None
+
+
+@record
+class LaneReport:
+    """One lane, judged alone."""
+
+    state: LaneState
+    candidate: str | None = None
+    effect: float | None = None
+    ci95: tuple[float, float] | None = None
+    p: float | None = None
+    tokens_ratio: float | None = None
+    seconds: float = 0.0
+    reason: str = ""
+
+
+@record
+class Cost:
+    """What the cycle used in all."""
+
+    usd: float
+    tokens: int
+    seconds: float
+
+
+@record
+class Report:
+    """The whole contract."""
+
+    cycle: str
+    state: Literal["promoted", "kept", "failed"]
+    heldout: HeldOutReport
+    lanes: dict[str, LaneReport]
+    cost: Cost
+    bundle: str
+    """Id of the bundle that serves after the cycle."""
+
+
+def make_report(
+    cycle_id: str, proposals: Sequence[Proposal], decision: Decision, *, cost: Cost, champion: str
+) -> Report:
+    """The report of one finished cycle."""
+    final = decision.final
+    promoted = final is not None and final.passed
+    lanes = {p.lane: _lane(p, decision, promoted) for p in proposals}
+    for name in LANES:
+        lanes.setdefault(name, LaneReport(state="skipped", reason="not in the workflow"))
+    failed = bool(proposals) and all(p.state == "failed" for p in proposals)
+    return Report(
+        cycle=cycle_id,
+        state="promoted" if promoted else "failed" if failed else "kept",
+        heldout=_heldout(final),
+        lanes={name: lanes[name] for name in LANES},
+        cost=cost,
+        bundle=decision.bundle if promoted else champion,
+    )
+
+
+def _heldout(final: Verdict | None) -> HeldOutReport:
+    if final is None:
+        return HeldOutReport()
+    return HeldOutReport(
+        n=final.n, champion=final.champion_rate, challenger=final.challenger_rate,
+        effect=final.effect, ci95=final.ci95, p=final.p,
+    )  # fmt: skip
+
+
+def _lane(proposal: Proposal, decision: Decision, promoted: bool) -> LaneReport:
+    verdict = decision.alone.get(proposal.lane)
+    if verdict is None:
+        state: LaneState = "failed" if proposal.state == "failed" else "skipped"
+        return LaneReport(
+            state=state,
+            candidate=proposal.candidate,
+            reason=proposal.reason,
+            seconds=proposal.seconds,
+        )
+    serving = promoted and proposal.lane in decision.lanes
+    reason = verdict.reason
+    if proposal.lane in decision.dropped:
+        reason = f"left out of the joint bundle: {decision.dropped[proposal.lane]}"
+    return LaneReport(
+        state="promoted" if serving else "kept", candidate=proposal.candidate,
+        effect=verdict.effect, ci95=verdict.ci95, p=verdict.p, tokens_ratio=verdict.tokens_ratio,
+        seconds=proposal.seconds, reason=reason,
+    )  # fmt: skip
+
+
+def total_cost(usages: Mapping[str, Usage], seconds: float) -> Cost:
+    """Sum over models."""
+    return Cost(
+        usd=sum(usage.usd for usage in usages.values()),
+        tokens=sum(usage.tokens for usage in usages.values()),
+        seconds=seconds,
+    )

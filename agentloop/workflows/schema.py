@@ -1,0 +1,183 @@
+"""The shape of `workflow.yaml`: what a person writes, checked before anything runs.
+
+Goes in: the mapping read from YAML. Comes out: a frozen `Workflow`, or one `UsageError` that names
+the wrong key and the nearest valid one. Parts are given as `{use: reference, key: value ...}`;
+their keys are the fields of the part and are checked when it is built (`load.build`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from agentloop.errors import UnknownName, UsageError
+from agentloop.records import Budget, Json, Limits
+
+Lanes = Literal["instructions", "skills", "policy"]
+Tier = Literal["unit", "toy", "lm"]
+Operator = Literal[">=", "<=", ">", "<"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PartSpec(BaseModel):
+    """`{use: pkg.mod:Name, ...}`; every other key is a field of that part."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: str
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The part's own keys."""
+        return dict(self.model_extra or {})
+
+
+class Decoding(_Strict):
+    """How the agent samples when it is evaluated or serves."""
+
+    max_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=0.0, ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+
+
+class HeldOut(_Strict):
+    """How many held-out tasks judge the final bundle, and how many of them each lane alone."""
+
+    n: int = Field(default=64, ge=1)
+    lanes: int = Field(default=32, ge=1)
+
+
+class Check(_Strict):
+    """One claim that `agentloop check` measures: `metric op bar` over `seeds`."""
+
+    id: str
+    tier: Tier
+    metric: str
+    op: Operator = ">="
+    bar: float
+    seeds: tuple[int, ...] = (0,)
+    source: str
+    """Where the bar comes from."""
+    ablation: str | None = None
+    """Run with this entry of `ablations` applied."""
+    use: str | None = None
+    """Reference of `async measure(context) -> dict[str, float]`; default: one cycle's report."""
+
+
+def _part(value: Any) -> Any:
+    return {"use": value} if isinstance(value, str) else value
+
+
+PartField = Annotated[PartSpec, BeforeValidator(_part)]
+
+
+class ScriptedRun(_Strict):
+    """What `--model scripted` runs on: recorded replies instead of a model."""
+
+    tasks: PartField
+    replies: str
+    """A recorded JSONL file, or a reference of a function from `Request` to a reply."""
+    reward: PartField | None = None
+    """Default: the workflow's own."""
+
+
+class Price(_Strict):
+    """US dollars per million tokens."""
+
+    prompt: float = Field(ge=0.0)
+    completion: float = Field(ge=0.0)
+
+
+class Workflow(_Strict):
+    """One workflow. Keys stand in the order in which data flows."""
+
+    title: str
+    model: str = "auto"
+    tasks: PartField
+    graph: str = "react"
+    instruction: str = ""
+    tools: tuple[str, ...] = ()
+    """`python`, or references of typed functions."""
+    sandbox: str = "monty"
+    limits: Limits = Limits()
+    decoding: Decoding = Decoding()
+    reward: PartField
+    collect: PartSpec = PartSpec(use="agentloop.lanes.collect:Explore")
+    lanes: dict[Lanes, PartField] = Field(default_factory=dict)
+    heldout: HeldOut = HeldOut()
+    gate: PartField = PartSpec(use="agentloop.gates.holdout:Holdout")
+    budget: Budget = Budget()
+    prices: dict[str, Price] = Field(default_factory=dict)
+    concurrency: int = Field(default=64, ge=1, le=1024)
+    scripted: ScriptedRun | None = None
+    claim: str = ""
+    """One sentence for the index: what this folder shows."""
+    seed_paper: str = ""
+    requires: tuple[str, ...] = ()
+    """Importable modules that must be installed."""
+    modules: tuple[str, ...] = ()
+    """Shipped modules whose change makes the results stale."""
+    ablations: dict[str, dict[str, Json]] = Field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+
+    @model_validator(mode="after")
+    def _ablations_exist(self) -> Workflow:
+        for check in self.checks:
+            if check.ablation is not None and check.ablation not in self.ablations:
+                raise ValueError(
+                    f"check `{check.id}` names ablation `{check.ablation}`, "
+                    f"known: {', '.join(self.ablations) or 'none'}"
+                )
+        return self
+
+
+def validate(data: object, where: str) -> Workflow:
+    """A `Workflow`; raises `UsageError` or `UnknownName` with one sentence about the first fault."""
+    if not isinstance(data, dict):
+        raise UsageError(f"`{where}` must be a mapping with the keys title, tasks, reward, ...")
+    try:
+        return Workflow.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, where, Workflow) from None
+
+
+def explain(error: ValidationError, where: str, model: type[Any]) -> UsageError:
+    """The first fault of a pydantic error as one of our errors."""
+    faults = error.errors(include_url=False)
+    fault = next((one for one in faults if _unknown(one)), faults[0])
+    path = [str(at) for at in fault["loc"]]
+    if _unknown(fault):
+        known = _keys(model, path[:-1])
+        inside = f" of `{'.'.join(path[:-1])}`" if path[:-1] else ""
+        return UnknownName(f"key{inside} in `{where}`", path[-1], known)
+    if fault["type"] == "missing":
+        return UsageError(f"`{where}` lacks the key `{'.'.join(path)}`; add it")
+    detail = fault["msg"].removeprefix("Value error, ")
+    at = f" at `{'.'.join(path)}`" if path else ""
+    return UsageError(f"`{where}`{at}: {detail} (given: {_short(fault.get('input'))})")
+
+
+def _unknown(fault: Any) -> bool:
+    return fault["type"] in ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _keys(model: type[Any], path: list[str]) -> list[str]:
+    fields: Any = getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {})
+    names = {
+        "limits": Limits.__dataclass_fields__, "budget": Budget.__dataclass_fields__,
+        "decoding": Decoding.model_fields, "heldout": HeldOut.model_fields, "checks": Check.model_fields,
+        "scripted": ScriptedRun.model_fields, "prices": Price.model_fields,
+    }  # fmt: skip
+    if path and model is Workflow:
+        if path[0] == "lanes" and len(path) == 1:
+            return ["instructions", "skills", "policy"]
+        return list(names.get(path[0], {}))
+    return list(fields)

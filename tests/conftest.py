@@ -1,0 +1,29 @@
+"""For all tests: no network beyond loopback, no telemetry, a home of their own."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agentloop.cli import _QUIET
+
+os.environ.update(_QUIET)
+for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "AGENTLOOP_API_KEY", "AGENTLOOP_BASE_URL",
+             "AGENTLOOP_MODEL", "OPENAI_MODEL", "AGENTLOOP_HOME", "AGENTLOOP_WORKSPACE"):  # fmt: skip
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only() -> None:
+    import pytest_socket
+
+    pytest_socket.socket_allow_hosts(["127.0.0.1", "localhost", "::1"], allow_unix_socket=True)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home, set for the test."""
+    place = tmp_path / "home"
+    place.mkdir()
+    monkeypatch.setenv("AGENTLOOP_HOME", str(place))
+    return place

@@ -1,0 +1,202 @@
+"""`agentloop.chat_model()` in agents that know nothing of agentloop."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.tools import tool as langchain_tool
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode, create_react_agent, tools_condition
+from rollout_fixtures import attempt, rollouts
+
+import agentloop
+from agentloop.errors import UsageError
+from agentloop.graphs.messages import to_dict, to_message
+from agentloop.models.scripted import Scripted
+from agentloop.records import Completion, Limits, Message, Request, Sampling, ToolCall
+
+
+@langchain_tool
+def multiply(a: int, b: int) -> int:
+    """Multiply two numbers."""
+    return a * b
+
+
+def stock_agent(*, sync: bool) -> Any:
+    """What a LangGraph tutorial writes, with the chat model replaced."""
+    model = agentloop.chat_model(max_tokens=50).bind_tools([multiply])
+
+    def answer(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [model.invoke([SystemMessage("own"), *state["messages"]])]}
+
+    async def aanswer(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await model.ainvoke([SystemMessage("own"), *state["messages"]])]}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("model", answer if sync else aanswer)
+    builder.add_node("tools", ToolNode([multiply]))
+    builder.add_edge(START, "model")
+    builder.add_conditional_edges("model", tools_condition)
+    builder.add_edge("tools", "model")
+    return builder.compile()
+
+
+class Multiplies:
+    """Calls the tool once, then answers with its result."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    async def complete(self, request: Request) -> Completion:
+        self.requests.append(request)
+        last = request.messages[-1]
+        call = ToolCall(id="c1", name="multiply", arguments={"a": 6, "b": 7})
+        reply = (
+            Message(role="assistant", content=f"Answer: {last.content}")
+            if last.role == "tool"
+            else Message(role="assistant", content="", tool_calls=(call,))
+        )
+        return await Scripted([reply]).complete(request)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_stock_agent_runs_unchanged(sync: bool) -> None:
+    model = Multiplies()
+    order = attempt("6 * 7?", system="given", sampling=Sampling(temperature=0.5, seed=3))
+    (episode,) = rollouts(model, [order], graph=stock_agent(sync=sync))
+    assert episode.failure is None and episode.answer == "42"
+    first, second = model.requests
+    assert [message.content for message in first.messages] == ["given\n\nown", "6 * 7?"]
+    assert first.sampling.max_tokens == 50 and first.sampling.temperature == 0.5
+    (offered,) = first.tools
+    assert offered.name == "multiply" and offered.description == "Multiply two numbers."
+    assert set(offered.parameters["properties"]) == {"a", "b"}  # type: ignore[arg-type]
+    assert second.messages[2].tool_calls == model_calls() and second.messages[3].content == "42"
+    assert second.messages[2].token_ids  # continued with the ids that were sampled
+    (trajectory,) = episode.trajectories
+    assert len(trajectory.nodes) == 5 and trajectory.drift == 0
+
+
+def model_calls() -> tuple[ToolCall, ...]:
+    return (ToolCall(id="c1", name="multiply", arguments={"a": 6, "b": 7}),)
+
+
+def test_many_synchronous_agents_at_once() -> None:
+    model = Multiplies()
+    orders = [attempt(f"{n}") for n in range(64)]
+    episodes = rollouts(model, orders, graph=stock_agent(sync=True))
+    assert {episode.answer for episode in episodes} == {"42"} and len(model.requests) == 128
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_prebuilt_agent_runs() -> None:
+    agent = create_react_agent(agentloop.chat_model(), [multiply], prompt="own")
+    (episode,) = rollouts(Multiplies(), [attempt(system="given")], graph=agent)
+    assert episode.answer == "42"
+
+
+def test_limits_hold_in_a_stock_agent() -> None:
+    class Forever(Multiplies):
+        async def complete(self, request: Request) -> Completion:
+            short = Request(messages=request.messages[:2])
+            return await super().complete(short)
+
+    (episode,) = rollouts(Forever(), graph=stock_agent(sync=True), limits=Limits(turns=3))
+    assert episode.failure is not None and episode.failure.reason == "turn_limit"
+
+
+def test_a_deadline_frees_a_synchronous_node() -> None:
+    class Hangs:
+        async def complete(self, request: Request) -> Completion:
+            import asyncio
+
+            await asyncio.sleep(60)
+            raise AssertionError
+
+    started = time.monotonic()
+    (episode,) = rollouts(Hangs(), graph=stock_agent(sync=True), limits=Limits(seconds=0.1))
+    assert episode.failure is not None and episode.failure.reason == "time_limit"
+    assert time.monotonic() - started < 5  # the thread that waited has ended as well
+
+
+def test_a_blocking_call_in_an_async_node_is_explained() -> None:
+    model = agentloop.chat_model()
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [model.invoke(state["messages"])]}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("node", node)
+    builder.add_edge(START, "node").add_edge("node", END)
+    (episode,) = rollouts(["x"], graph=builder.compile())
+    assert episode.failure is not None and "ainvoke" in episode.failure.detail
+
+
+def test_usage_and_stop_reach_both_sides() -> None:
+    seen: list[Request] = []
+    kept: list[AIMessage] = []
+    model = agentloop.chat_model(stop=["a"], temperature=0.3)
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        kept.append(await model.ainvoke(state["messages"], stop=["b"]))
+        return {"messages": kept}
+
+    def reply(request: Request) -> str:
+        seen.append(request)
+        return "Answer: one two"
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("node", node)
+    builder.add_edge(START, "node").add_edge("node", END)
+    (episode,) = rollouts(reply, graph=builder.compile())
+    assert episode.answer == "one two"
+    assert seen[0].sampling.stop == ("a", "b") and seen[0].sampling.temperature == 0.3
+    assert kept[0].usage_metadata == {"input_tokens": 5, "output_tokens": 3, "total_tokens": 8}
+    assert kept[0].response_metadata["finish_reason"] == "stop"
+
+
+def test_a_tool_choice_narrows_what_is_offered() -> None:
+    def subtract(a: int, b: int) -> int:
+        """Subtract."""
+        return a - b
+
+    both = agentloop.chat_model().bind_tools([multiply, subtract])
+    one = agentloop.chat_model().bind_tools([multiply, subtract], tool_choice="subtract")
+    names = [
+        [tool["function"]["name"] for tool in bound.kwargs["tools"]]  # type: ignore[attr-defined]
+        for bound in (both, one)
+    ]
+    assert names == [["multiply", "subtract"], ["subtract"]]
+
+
+def test_outside_a_rollout_it_says_what_to_do() -> None:
+    with pytest.raises(UsageError, match="agentloop run"):
+        agentloop.chat_model().invoke("hi")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message(role="user", content="u", name="n"),
+        Message(role="assistant", content="", tool_calls=model_calls()),
+        Message(role="tool", content="42", tool_call_id="c1"),
+    ],
+)
+def test_messages_survive_json_and_langchain(message: Message) -> None:
+    from langchain_core.messages import convert_to_messages
+
+    assert to_message(to_dict(message)) == message
+    assert to_message(convert_to_messages([to_dict(message)])[0]) == message
+
+
+def test_odd_messages() -> None:
+    blocks = HumanMessage([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])
+    assert to_message(blocks).content == "ab"
+    assert to_message(("user", "hi")) == Message(role="user", content="hi")
+    assert to_message(ToolMessage("r", tool_call_id="1")).tool_call_id == "1"
+    for wrong in (3, {"content": "no role"}, {"role": "nobody", "content": "x"}):
+        with pytest.raises(UsageError, match="not a chat message"):
+            to_message(wrong)

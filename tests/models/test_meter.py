@@ -1,0 +1,106 @@
+"""The ledger: what is charged, and that the limit stops the call before it is made."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from agentloop.errors import BudgetReached, ModelError
+from agentloop.models.meter import FREE, Meter, Metered
+from agentloop.models.retry import Retrying
+from agentloop.models.scripted import Scripted
+from agentloop.records import Budget, Completion, Message, Request, Usage
+
+REQUEST = Request(messages=(Message(role="user", content="one two three"),))
+
+
+def ask(meter: Meter, inner: Scripted, request: Request = REQUEST) -> Completion:
+    return asyncio.run(Metered(inner, meter).complete(request))
+
+
+def test_adds_up_in_all_and_per_policy_or_model() -> None:
+    meter, inner = Meter(), Scripted(lambda request: "four five")
+    ask(meter, inner)
+    ask(meter, inner, replace(REQUEST, policy="adapter"))
+    assert meter.total == Usage(prompt_tokens=6, completion_tokens=4, calls=2)
+    assert {name: usage.tokens for name, usage in meter.by_model.items()} == {
+        "scripted": 5, "adapter": 5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "budget", [Budget(tokens=8), Budget(usd=8e-6), Budget(seconds=8)], ids=["tokens", "usd", "s"]
+)
+def test_stops_before_the_call_that_would_pass_the_limit(budget: Budget) -> None:
+    now = [0.0]
+
+    def reply(request: Request) -> str:
+        now[0] += 5
+        return "four five"
+
+    inner = Scripted(reply)
+    meter = Meter(budget, {"*": (1.0, 1.0)}, clock=lambda: now[0])
+    ask(meter, inner)
+    ask(meter, inner)
+    with pytest.raises(BudgetReached):
+        ask(meter, inner)
+    assert inner.calls == 2
+
+
+def test_price_of_a_dated_snapshot_is_that_of_its_model() -> None:
+    meter = Meter(prices={"big": (2.0, 10.0)})
+    done = ask(meter, Scripted(["four five"], model="big-2026-01-31"))
+    assert done.usage.usd == meter.total.usd == pytest.approx((3 * 2 + 2 * 10) / 1e6)
+    assert meter.priced
+    assert meter.estimate(100, 1000, 100, model="big") == pytest.approx(100 * 3000 / 1e6)
+
+
+def test_an_unknown_price_is_said() -> None:
+    meter = Meter(prices={"big": (2.0, 10.0)})
+    ask(meter, Scripted(["x"], model="big-mini"))
+    assert not meter.priced and meter.total.usd == 0
+    assert meter.estimate(1, 1, 1, model="big-mini") is None
+
+
+def test_a_local_model_is_free_and_known_to_be() -> None:
+    meter = Meter(prices=FREE)
+    ask(meter, Scripted(["x"]))
+    assert meter.priced and meter.total.usd == 0
+
+
+def test_the_provider_s_own_cost_goes_before_the_table() -> None:
+    meter = Meter(prices={"*": (1.0, 1.0)})
+    reply = Completion(
+        message=Message(role="assistant", content=""), finish_reason="stop", model="m",
+        usage=Usage(prompt_tokens=9, usd=0.5, calls=1),
+    )  # fmt: skip
+    assert ask(meter, Scripted([reply])).usage.usd == meter.total.usd == 0.5
+
+
+def test_failed_attempts_are_counted() -> None:
+    def reply(request: Request) -> str:
+        raise ModelError("busy", retryable=True)
+
+    inner, meter = Scripted(reply), Meter()
+    with pytest.raises(ModelError):
+        asyncio.run(Metered(Retrying(inner, attempts=3, base=0.0), meter).complete(REQUEST))
+    assert meter.total.calls == meter.failed_calls == inner.calls == 3
+    assert meter.by_model == {}
+
+
+def test_a_cancelled_call_is_counted() -> None:
+    class Hang:
+        async def complete(self, request: Request) -> Completion:
+            await asyncio.sleep(30)
+            raise AssertionError
+
+    async def scenario(meter: Meter) -> None:
+        async with asyncio.timeout(0.05):
+            await Metered(Hang(), meter).complete(REQUEST)
+
+    meter = Meter()
+    with pytest.raises(TimeoutError):
+        asyncio.run(scenario(meter))
+    assert (meter.total.calls, meter.failed_calls) == (1, 1)

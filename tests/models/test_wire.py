@@ -1,0 +1,122 @@
+"""Whatever an endpoint answers, it is a `Completion` or one typed error."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+
+import pytest
+from fake_endpoint import chat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentloop.errors import ModelError
+from agentloop.models import faults, wire
+from agentloop.records import Completion, Message, Request
+from agentloop.trajectories.codec import decode, encode
+
+REQUEST = Request(messages=(Message(role="user", content="hi"),))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+
+
+def parse(body: object) -> Completion:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return wire.decode(data, REQUEST, "m", where="there", seconds=0.1)
+
+
+@given(st.binary(max_size=64) | JSON)
+def test_any_bytes_are_a_completion_or_a_retryable_error(body: object) -> None:
+    with pytest.raises(ModelError) as caught:
+        parse(body)
+    assert caught.value.retryable
+
+
+@given(
+    st.dictionaries(st.sampled_from(["content", "tool_calls", "role"]), JSON),
+    st.dictionaries(st.sampled_from(["finish_reason", "token_ids", "logprobs"]), JSON),
+    JSON,
+)
+def test_any_reply_survives_the_log(
+    message: object, choice: dict[str, object], usage: object
+) -> None:
+    try:
+        done = parse({"choices": [{"message": message, **choice}], "usage": usage})
+    except ModelError as error:
+        assert error.retryable
+    else:
+        assert decode(Completion, encode(done)) == done
+        assert min(done.usage.prompt_tokens, done.usage.completion_tokens) >= 0
+
+
+@given(st.text(), st.dictionaries(st.text(), JSON))
+def test_arguments_come_back_as_sent(content: str, arguments: dict[str, object]) -> None:
+    clean = json.loads(
+        json.dumps(arguments, allow_nan=True).replace("NaN", "0").replace("Infinity", "1")
+    )
+    body = chat(content, tools=[("t", clean)])
+    (call,) = parse(body).message.tool_calls
+    assert call.arguments == clean
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3", '{"a": NaN}', '{"a": "\\ud800"}', "[" * 10_000])
+def test_arguments_that_are_not_a_json_object_are_kept_as_text(text: str) -> None:
+    (call,) = parse(chat("", tools=[("t", text)])).message.tool_calls
+    assert call.arguments == {wire.UNPARSED: text}
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_no_arguments_are_an_empty_object(text: str) -> None:
+    assert parse(chat("", tools=[("t", text)])).message.tool_calls[0].arguments == {}
+
+
+def test_tool_calls_get_ids_of_their_own() -> None:
+    body = chat("", tools=[("a", {}), ("b", {}), ("c", {})])
+    calls = body["choices"][0]["message"]["tool_calls"]
+    calls[0]["id"] = calls[1]["id"] = "same"
+    del calls[2]["id"]
+    ids = [call.id for call in parse(body).message.tool_calls]
+    assert ids[0] == "same" and len(set(ids)) == 3
+
+
+def test_null_content_parts_and_odd_usage() -> None:
+    assert parse(chat(None)).message.content == ""
+    body = chat("")
+    body["choices"][0]["message"]["content"] = [{"type": "text", "text": "a"}, {"text": "b"}]
+    body["usage"] = {"prompt_tokens": -5, "completion_tokens": None, "prompt_tokens_details": None}
+    done = parse(body)
+    assert done.message.content == "ab"
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.calls) == (0, 0, 1)
+
+
+# --- Retry-After and statuses -------------------------------------------------------------------
+
+
+def test_retry_after_in_seconds_or_as_a_date() -> None:
+    assert faults.retry_after({"Retry-After": "1.5"}) == 1.5
+    later = email.utils.formatdate(time.time() + 30, usegmt=True)
+    assert 25 < (faults.retry_after({"Retry-After": later}) or 0) <= 30
+    assert faults.retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
+
+
+@given(st.text())
+def test_any_retry_after_is_a_sane_number_or_none(text: str) -> None:
+    seconds = faults.retry_after({"Retry-After": text})
+    assert seconds is None or 0 <= seconds < float("inf")
+
+
+def test_a_spent_quota_is_not_tried_again() -> None:
+    body = json.dumps({"error": {"message": "no money", "code": "insufficient_quota"}})
+    error = faults.from_status(429, body, {}, where="there")
+    assert not error.retryable and "no money" in str(error)
+
+
+@pytest.mark.parametrize("status", [400, 413])
+def test_overflow_by_its_words(status: int) -> None:
+    text = "the prompt exceeds the context window"
+    assert faults.from_status(status, text, {}, where="there").reason == "context_overflow"
+    assert faults.from_status(status, "no", {}, where="there").reason == "model_error"

@@ -1,0 +1,94 @@
+"""A policy is named by content, never overwritten, and checked before it is used."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agentloop.errors import StoreError, UnknownName, UsageError
+from agentloop.files import sha256_of
+from agentloop.policies.registry import Policies, policy_id
+from agentloop.records import Policy, TrainingResult
+
+
+def result(tmp_path: Path, weights: bytes = b"weights") -> TrainingResult:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir(exist_ok=True)
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(weights)
+    (adapter / "optimizer.pt").write_bytes(b"pickle")
+    return TrainingResult(
+        adapter=str(adapter),
+        sha256=sha256_of(adapter / "adapter_model.safetensors"),
+        metrics={"last_loss": 0.1},
+    )
+
+
+def admit(policies: Policies, given: TrainingResult) -> Policy:
+    return policies.admit(given, base="smollm2", role="agent", dataset="d", parents=["p0"])
+
+
+def test_a_policy_is_copied_without_anything_that_could_run(tmp_path: Path) -> None:
+    policies = Policies(tmp_path / "policies")
+    policy = admit(policies, result(tmp_path))
+    path = policies.path(policy_id(policy))
+    assert sorted(entry.name for entry in path.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+    ]
+    assert policies.load(policy_id(policy)) == policy
+    assert (policy.parents, policy.metrics) == (("p0",), {"last_loss": 0.1})
+
+
+def test_admitting_again_changes_nothing(tmp_path: Path) -> None:
+    policies = Policies(tmp_path / "policies")
+    policy = admit(policies, result(tmp_path))
+    stamp = (policies.path(policy_id(policy)) / "manifest.json").stat().st_mtime_ns
+    assert admit(policies, result(tmp_path)) == policy
+    assert (policies.path(policy_id(policy)) / "manifest.json").stat().st_mtime_ns == stamp
+    admit(policies, result(tmp_path, b"other"))
+    assert len(policies.names()) == 2
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "extra", "manifest", "link"])
+def test_damage_is_found_before_use(tmp_path: Path, damage: str) -> None:
+    policies = Policies(tmp_path / "policies")
+    name = policy_id(admit(policies, result(tmp_path)))
+    weights = policies.path(name) / "adapter_model.safetensors"
+    if damage == "changed":
+        weights.write_bytes(b"weightz")
+    elif damage == "missing":
+        weights.unlink()
+    elif damage == "extra":
+        (weights.parent / "code.py").touch()
+    elif damage == "manifest":
+        (weights.parent / "manifest.json").write_text("[]")
+    else:
+        weights.unlink()
+        weights.symlink_to(tmp_path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(StoreError):
+        policies.path(name)
+    with pytest.raises(StoreError):
+        admit(policies, result(tmp_path))
+
+
+def test_what_the_trainer_did_not_write_is_refused(tmp_path: Path) -> None:
+    given = replace(result(tmp_path), sha256="0" * 64)
+    with pytest.raises(StoreError, match="not what the trainer wrote"):
+        admit(Policies(tmp_path / "policies"), given)
+    (tmp_path / "adapter" / "adapter_config.json").unlink()
+    with pytest.raises(StoreError, match="missing"):
+        admit(Policies(tmp_path / "policies"), given)
+    assert Policies(tmp_path / "policies").names() == []
+
+
+def test_names_cannot_leave_the_root(tmp_path: Path) -> None:
+    policies = Policies(tmp_path / "policies")
+    for name in ("../adapter", "", ".hidden", "a/b", "/etc"):
+        with pytest.raises(UsageError):
+            policies.path(name)
+    with pytest.raises(UnknownName):
+        policies.path("policy-0000000000000000")
