@@ -31,15 +31,15 @@ def print_report(session: Session, report: Report) -> None:
             style="dim",
         )
     out.print(line)
-    out.print(show.table("lanes, each alone", ["lane", "state", "effect", "95 % CI", "p",
-                                               "tokens", "seconds", "why"], [
-        (name, lane.state, show.points(lane.effect),
-         "–" if lane.ci95 is None else f"{show.points(lane.ci95[0])} to {show.points(lane.ci95[1])}",
+    columns = ["lane", "state", "effect", "95 % CI", "p", "tokens", "seconds"]
+    out.print(show.table("each lane alone", columns, [
+        (name, lane.state, show.points(lane.effect), _interval(lane.ci95),
          None if lane.p is None else f"{lane.p:.1g}",
-         None if lane.tokens_ratio is None else f"×{lane.tokens_ratio:.2f}",
-         round(lane.seconds), lane.reason)
+         None if lane.tokens_ratio is None else f"×{lane.tokens_ratio:.2f}", round(lane.seconds))
         for name, lane in report.lanes.items()
     ]))  # fmt: skip
+    for name, lane in report.lanes.items():
+        out.print(show.clean(f"  {name}: {lane.reason}", 300))
     families = family_table(session, report)
     if families is not None:
         out.print(families)
@@ -56,6 +56,10 @@ def print_report(session: Session, report: Report) -> None:
         f"agentloop rollback {session.loaded.name}{home}",
         style="dim",
     )
+
+
+def _interval(ci95: tuple[float, float] | None) -> str:
+    return "–" if ci95 is None else f"{show.points(ci95[0])} to {show.points(ci95[1])}"
 
 
 def family_table(session: Session, report: Report) -> object | None:

@@ -29,7 +29,11 @@ def sign_test(wins: int, losses: int, alternative: Alternative = "two-sided") ->
     n = wins + losses
 
     def at_least(k: int) -> float:
-        return float(Fraction(sum(math.comb(n, i) for i in range(k, n + 1)), 2**n))
+        total, term = 0, math.comb(n, k)
+        for i in range(k, n + 1):
+            total += term
+            term = term * (n - i) // (i + 1)
+        return float(Fraction(total, 2**n))
 
     if alternative == "greater":
         return at_least(wins)

@@ -17,7 +17,7 @@ from agentloop.records import Json, ToolCall, ToolSpec
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([A-Za-z_][\w.-]*)[ \t\r]*$", re.MULTILINE)
 _CLOSE = re.compile(r"^[ \t]*```", re.MULTILINE)
 _ANSWER = re.compile(r"\banswer[ \t]*[*_`]*[ \t]*:[ \t*_`]*", re.IGNORECASE)
-_PAIRS = ("__", "$$", '""', "''", "“”")
+_PAIRS = (("_", "_"), ("$", "$"), ('"', '"'), ("'", "'"), ("“", "”"))
 """What may enclose an answer: left and right."""
 
 

@@ -124,9 +124,8 @@ class Bench:
     async def _keep(self, episodes: Sequence[Episode]) -> list[Episode]:
         """Score, log, tell the curriculum."""
         episodes = await score(self.reward, episodes)
-        await self.archive.add_episodes(
-            [replace(one, score=None) for one in episodes], scope=self.workflow
-        )
+        filed = [_filed(one) for one in episodes if one.trajectories and one.trajectories[0].nodes]
+        await self.archive.add_episodes(filed, scope=self.workflow)
         scores = [(one.id, one.score) for one in episodes if one.score is not None]
         await self.archive.add_scores(scores, "reward", scope=self.workflow)
         self.tasks.learn(episodes)
@@ -190,6 +189,14 @@ async def _score_one(reward: Reward, episode: Episode) -> Episode:
     except GraderError as error:
         return replace(episode, failure=Failure(reason="grader_error", detail=str(error)))
     return replace(episode, score=one)
+
+
+def _filed(episode: Episode) -> Episode:
+    """As it is logged: unscored (scores are entries of their own), and an infrastructure failure
+    under a name of its own, so that the same attempt can succeed later."""
+    if _usable(episode):
+        return replace(episode, score=None)
+    return replace(episode, score=None, id=f"{episode.id}-failed-{episode.started:.6f}")
 
 
 def _usable(episode: Episode | None) -> bool:

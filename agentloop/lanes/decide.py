@@ -43,13 +43,17 @@ class Judge:
     tasks: Sequence[Task]
     lane_n: int
 
+    subject: str = ""
+
     async def evaluate(self, bundle: str, tasks: Sequence[Task]) -> list[Episode]:
         """One episode per task; what the log knows is not run again."""
-        order = Order(purpose="eval", subject="heldout")
+        label = "judge champion" if bundle == self.bench.champion else f"judge {self.subject}"
+        order = Order(purpose="eval", subject="heldout", label=label)
         return await self.bench.attempt(tasks, self.bench.bundle(bundle), order)
 
     async def compare(self, subject: str, champion: str, challenger: str, n: int) -> Verdict:
         """A verdict on the first `n` tasks."""
+        self.subject = subject
         return await self.gate.judge(
             subject, champion=champion, challenger=challenger, tasks=self.tasks[:n],
             evaluate=self.evaluate,

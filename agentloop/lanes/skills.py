@@ -33,8 +33,14 @@ class InduceSkills:
         kept: list[str] = []
         rejected: list[str] = []
         names: set[str] = set()
-        for group in cluster(episodes, bench.embedder)[: self.most]:
-            skill = induce(group, taken=names, examples=self.examples)
+        champion = bench.bundle(bench.champion)
+        library = {one: bench.archive.get(one, Skill) for one in champion.skills}
+        groups = cluster(episodes, bench.embedder)
+        for group in groups[: self.most]:
+            others = [one for other in groups if other is not group for one in other]
+            skill = induce(
+                group, others=others, taken=names, library=library, examples=self.examples
+            )
             if skill is None:
                 continue
             problems = await validate(skill, bench.sandbox.run)
@@ -52,7 +58,6 @@ class InduceSkills:
         if not kept:
             why = rejected[0] if rejected else f"{len(episodes)} successes, no two of one kind"
             return Proposal(lane="skills", state="skipped", reason=why)
-        champion = bench.bundle(bench.champion)
         bundle = replace(champion, skills=tuple(self.merge(bench, champion.skills, kept)))
         return Proposal(
             lane="skills",

@@ -1,9 +1,10 @@
 """Call a function that may hang, in a process that can be killed.
 
 In: a function's reference and JSON arguments. Out: its JSON result, or `TooCostly`. One worker
-serves a whole process and is replaced after a call that had to be killed. The worker arms an alarm
+serves a whole process and is replaced after a call that had to be killed. The worker arms timers
 whose default action ends it, so even one stuck in C code stops by itself, and it exits when its
-input closes, so it never outlives its parent. It gets no secrets of the environment.
+input closes, so it never outlives its parent. It gets no secrets of the environment. A deadline is
+in seconds of CPU: a loaded machine must not make an answer wrong.
 
     python -m agentloop.rewards.isolated      one JSON request a line in, one JSON reply a line out
 """
@@ -31,6 +32,10 @@ MEMORY = 4 * 2**30
 """Bytes of address space of the worker."""
 _STARTUP = 120.0
 """Seconds that importing the function may take before its own deadline starts."""
+_WAITING = 6.0
+"""Seconds of wall time per second of CPU that a call may have."""
+_KILLED = (-signal.SIGPROF, -signal.SIGALRM, -signal.SIGKILL)
+"""Ends of a worker that its call is to blame for: its two timers, the system's lack of memory."""
 _KEPT = ("PATH", "LANG", "LC_ALL", "HOME", "TMPDIR", "PYTHONHASHSEED")
 
 
@@ -46,10 +51,15 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def call(self, reference: str, arguments: dict[str, Json], *, seconds: float) -> Json:
-        """`reference(**arguments)`. Raises `TooCostly`, or `GraderError` when it raised."""
+        """`reference(**arguments)` within `seconds` of CPU.
+
+        Raises `TooCostly`, or `GraderError` when the function raised.
+        """
         request = {"call": reference, "arguments": arguments, "seconds": seconds}
         with self._turn:
-            reply = self._exchange(json.dumps(request).encode() + b"\n", seconds + _STARTUP)
+            reply = self._exchange(
+                json.dumps(request).encode() + b"\n", seconds * _WAITING + _STARTUP
+            )
         if "costly" in reply:
             raise TooCostly(f"`{reference}` {reply['costly']}")
         if "error" in reply:
@@ -79,7 +89,7 @@ class Worker:
             return reply
         status = process.wait()
         self.close()
-        if status in (-signal.SIGALRM, -signal.SIGKILL):  # its own alarm; the system's memory
+        if status in _KILLED:
             return {"costly": "did not end in time"}
         return {"error": f"its worker process ended with status {status}"}
 
@@ -110,16 +120,21 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
         request = json.loads(line)
         try:
             function: Any = resolve(request["call"])
-            signal.setitimer(signal.ITIMER_REAL, request["seconds"])
+            _arm(request["seconds"])
             reply = {"result": function(**request["arguments"])}
         except (MemoryError, RecursionError) as error:
             reply = {"costly": f"ended by {type(error).__name__}"}
         except Exception as error:
             reply = {"error": f"{type(error).__name__}: {error}"}
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            _arm(0)
         replies.write(json.dumps(reply).encode() + b"\n")
         replies.flush()
+
+
+def _arm(seconds: float) -> None:
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds * _WAITING)
 
 
 if __name__ == "__main__":

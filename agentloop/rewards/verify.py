@@ -122,6 +122,10 @@ class MathVerify:
         ]
 
 
+class _Unreadable(Exception):
+    """A grader that works raised on this answer."""
+
+
 @part
 class DatasetScore:
     """The grader that a dataset brings, `grader(task, answer) -> float` (default: that of
@@ -139,25 +143,37 @@ class DatasetScore:
         if (score := without_answer(episode, source)) is not None:
             return score
         try:
-            given = self._value(episode.task, answer_of(episode))
+            given = self._patiently(episode)
         except TooCostly as error:
             return wrong(source, f"the answer could not be graded: {error}")
-        except UsageError:
-            raise
-        except Exception as error:
-            self._must_know_its_own(episode, error)
-            return wrong(source, f"the grader could not read the answer: {error!r:.200}")
+        except _Unreadable as error:
+            return wrong(source, f"the grader could not read the answer: {error!s:.200}")
         value = checked(given, source=self.grader, episode=episode.id)
         if value >= SUCCESS:
             return Score(value=value, success=True, source=source)
         return Score(value=value, success=False, source=source, feedback=_difference(episode))
 
+    def _patiently(self, episode: Episode) -> object:
+        """The grader's value; its exception only when it has shown to work on the right answer."""
+        try:
+            return self._value(episode.task, answer_of(episode))
+        except UsageError:
+            raise
+        except TooCostly as error:
+            self._must_know_its_own(episode, error)  # this also imports what may have taken long
+            return self._value(episode.task, answer_of(episode))
+        except Exception as error:
+            self._must_know_its_own(episode, error)
+            raise _Unreadable(str(error)) from error
+
     def _value(self, task: Task, answer: str) -> object:
         if task.data.get("isolate") is not True:
             return graded(self.grader, task, answer)
         arguments: dict[str, Json] = {
-            "reference": self.grader, "task": to_json(task), "answer": answer,
-        }  # fmt: skip
+            "reference": self.grader,
+            "task": to_json(task),
+            "answer": answer,
+        }
         return shared.call(f"{_HERE}:graded_json", arguments, seconds=_DATASET_SECONDS)
 
     def _must_know_its_own(self, episode: Episode, error: Exception) -> None:

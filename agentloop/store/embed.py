@@ -10,8 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 
 class WordLlamaEmbedder:
     """The default `Embedder`."""
@@ -21,6 +19,8 @@ class WordLlamaEmbedder:
         axis, which is as far from all others as any."""
         if not texts:
             return []
+        import numpy as np
+
         vectors = np.asarray(_model().embed(list(texts), norm=False), dtype=np.float64)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         axis = np.eye(1, vectors.shape[1])

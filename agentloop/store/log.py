@@ -57,7 +57,7 @@ class Log:
 
     def __init__(self, path: Path, redact: Callable[[Json], Json] | None = None) -> None:
         self.path = path
-        self._redact = redact or Redactor.from_environment()
+        self.redact = redact or Redactor.from_environment()
         self._waiting: deque[_Job] = deque()
         self._reading = threading.Lock()
         with guarded(path):
@@ -146,8 +146,14 @@ class Log:
     def _submit(self, drafts: Sequence[Draft], fence: Fence | None) -> Future[list[int]]:
         job = _Job(drafts, fence)
         self._waiting.append(job)
-        self._writer.submit(self._flush)
+        self._run(self._flush)
         return job.done
+
+    def _run(self, work: Callable[[], T]) -> Future[T]:
+        try:
+            return self._writer.submit(work)
+        except RuntimeError as error:
+            raise StoreError(f"the log `{self.path}` was closed") from error
 
     def _flush(self) -> None:
         """Write what waits, in one commit. Runs in the writer thread; an earlier flush may have
@@ -178,7 +184,7 @@ class Log:
         now = time.time()
         try:
             for draft in job.drafts:
-                body = self._redact(draft.body)
+                body = self.redact(draft.body)
                 names = (draft.kind, draft.key, draft.scope)
                 fact = facts.statement(*names, body)
                 for value in (*names, *(fact[1] if fact else ())):
@@ -234,7 +240,7 @@ class Log:
             with guarded(self.path), writing(self._db):
                 return change(self._db)
 
-        return self._writer.submit(run).result()
+        return self._run(run).result()
 
     def _rows(self, query: Query, *, scored: bool) -> Iterator[tuple[Any, ...]]:
         after, left = query.since_seq, query.limit

@@ -55,5 +55,8 @@ def clip(text: str, limit: int = OUTPUT_BYTES) -> str:
     if len(data) <= limit:
         return text
     half = limit // 2
-    head, tail = data[:half].decode(errors="ignore"), data[-half:].decode(errors="ignore")
+    head, tail = (
+        data[:half].decode(errors="ignore"),
+        data[len(data) - half :].decode(errors="ignore"),
+    )
     return f"{head}\n... {len(data) - 2 * half} bytes left out ...\n{tail}"

@@ -1,17 +1,14 @@
 """Rejection-sampling fine-tuning: a LoRA adapter from chosen rows, with TRL's `SFTTrainer`.
 
 In: a job whose rows are exact token ids. Out: the adapter, written whole, and metrics. Nothing is
-re-tokenised but the bare prompt. The vocabulary projection runs at labelled positions only: its
-output is by far the largest tensor of a small model, and most positions have no loss.
-Imports torch: loaded by the worker process alone.
+re-tokenised but the bare prompt. Imports torch: loaded by the worker process alone.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,30 +16,27 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from torch.nn.functional import cross_entropy, pad
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    DynamicCache,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from agentloop.errors import TrainingError
 from agentloop.records import Message, TrainingJob, TrainingResult
 from agentloop.training.artifact import peak_rss, publish, report
-from agentloop.training.examples import IGNORED, Example, example, fitting, length_bucketed
+from agentloop.training.examples import Example, example, fitting
+from agentloop.training.rows_trainer import RowsTrainer, collate
 from agentloop.training.settings import SFTSettings, sft_settings
 from agentloop.trajectories import codec
 from agentloop.trajectories.chat_format import render
 from agentloop.trajectories.rows_file import read_rows
 
-_WORTH_SHARING = 8
-"""Tokens; below, a second call of the model costs more than it saves."""
 
 def train(job: TrainingJob) -> TrainingResult:
     """Fine-tune `job.base` (from `job.adapter` when given) on `job.dataset` into `job.out`.
@@ -60,9 +54,9 @@ def train(job: TrainingJob) -> TrainingResult:
         trainer = _trainer(job, settings, examples, tokenizer, scratch)
         losses = _Losses()
         trainer.add_callback(losses)
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), time.process_time()
         trainer.train()
-    spent = time.perf_counter() - begun
+    spent, cpu = time.perf_counter() - begun, time.process_time() - cpu
     adapter = trainer.model
     _check_finite(adapter)
     metrics = losses.summary() | {
@@ -72,6 +66,7 @@ def train(job: TrainingJob) -> TrainingResult:
         "tokens_per_second": trainer.tokens / spent,
         "steps": float(trainer.state.global_step),
         "train_seconds": spent,
+        "cpu_seconds": cpu,
         "peak_rss_bytes": peak_rss(),
     }
     return publish(
@@ -80,82 +75,6 @@ def train(job: TrainingJob) -> TrainingResult:
         metrics=metrics,
         seconds=time.perf_counter() - started,
     )
-
-
-class RowsTrainer(SFTTrainer):  # type: ignore[misc]
-    """`SFTTrainer` on rows that are tokens already: weighted loss on labelled positions, batches
-    of like length, a shared prompt computed once. `tokens` counts the rows' tokens so far."""
-
-    tokens = 0
-    share_prefix = True
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> torch.Tensor:
-        """Weighted mean negative log-likelihood of the sampled tokens of the batch."""
-        ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
-        self.tokens += int(mask.sum())
-        shared = _shared_prefix(ids, labels) if self.share_prefix else 0
-        cache = None
-        if shared:
-            # One forward for what all rows begin with; its gradient is the sum over the rows.
-            cache = DynamicCache(config=model.config)
-            model(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache.batch_repeat_interleave(len(ids))
-        targets = labels[:, shared + 1 :]
-        predicts = pad(targets != IGNORED, (0, 1))  # position t predicts token t + 1
-        with _projecting_only(self.model.get_output_embeddings(), predicts):
-            logits = model(
-                input_ids=ids[:, shared:],
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            ).logits
-        losses = cross_entropy(logits.float(), targets[predicts[:, :-1]], reduction="none")
-        weights = inputs["weight"][:, None].expand_as(predicts)[predicts]
-        return (losses * weights).sum() / weights.sum()
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
-        return _Bucketed(lengths, self.args.per_device_train_batch_size, self.args.seed)
-
-
-class _Bucketed(torch.utils.data.Sampler[int]):
-    """A new length-bucketed order in each epoch."""
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        self.seed += 1
-        return iter(length_bucketed(self.lengths, self.batch_size, self.seed))
-
-
-def _shared_prefix(ids: torch.Tensor, labels: torch.Tensor) -> int:
-    """How many leading tokens all rows share before any of them predicts a label."""
-    differs = (ids != ids[:1]).any(dim=0).nonzero()
-    labelled = (labels != IGNORED).any(dim=0).nonzero()
-    same = int(differs[0]) if len(differs) else ids.shape[1]
-    shared = min(same, int(labelled[0]) - 1)
-    return shared if len(ids) > 1 and shared >= _WORTH_SHARING else 0
-
-
-@contextmanager
-def _projecting_only(head: torch.nn.Module, positions: torch.Tensor) -> Iterator[None]:
-    """Within, `head` sees the hidden states at `positions` (batch x time, bool) only, so logits are
-    (labelled x vocabulary); what a model does to its logits afterwards is elementwise."""
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0][positions], *args[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 class _Losses(TrainerCallback):  # type: ignore[misc]
@@ -255,11 +174,12 @@ def _trainer(
                 for each in examples
             ]
         ),
-        data_collator=lambda batch: _collate(batch, tokenizer.pad_token_id or 0),
+        data_collator=lambda batch: collate(batch, tokenizer.pad_token_id or 0),
         processing_class=tokenizer,
         peft_config=None if job.adapter else lora,
     )
     trainer.share_prefix = settings.share_prefix
+    trainer.tokens_at_once = settings.tokens_at_once or (16384 if gpu else 1024)
     return trainer
 
 
@@ -277,19 +197,6 @@ def _bfloat16(settings: SFTSettings, gpu: bool) -> bool:
 def _targets(settings: SFTSettings) -> str | list[str]:
     named = settings.target_modules
     return named if named == "all-linear" else [named] if isinstance(named, str) else list(named)
-
-
-def _collate(batch: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
-    """Right-padded (batch x time) ids, mask and labels; one weight per row."""
-    width = max(len(row["input_ids"]) for row in batch)
-    missing = [width - len(row["input_ids"]) for row in batch]
-    pairs = list(zip(batch, missing, strict=True))
-    return {
-        "input_ids": torch.tensor([[*row["input_ids"], *[pad] * n] for row, n in pairs]),
-        "attention_mask": torch.tensor([[1] * (width - n) + [0] * n for n in missing]),
-        "labels": torch.tensor([[*row["labels"], *[IGNORED] * n] for row, n in pairs]),
-        "weight": torch.tensor([row["weight"] for row in batch], dtype=torch.float32),
-    }
 
 
 def _check_finite(model: torch.nn.Module) -> None:

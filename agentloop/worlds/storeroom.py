@@ -189,20 +189,22 @@ class Storeroom:
 
 def plan(task: Task) -> list[ToolCall]:
     """The shortest way to solve `task`: walk to the key, to the chest, to the bin."""
-    house: Any = task.data["house"]
-    goal: Any = task.data["goal"]
+    return [
+        ToolCall(id=f"plan-{at}", name=name, arguments=given)
+        for at, (name, given) in enumerate(steps(task.data["house"], task.data["goal"]))
+    ]
+
+
+def steps(house: Any, goal: Any) -> list[tuple[str, dict[str, Json]]]:
+    """The same as (action, arguments), of a house that is not a task yet."""
     key, chest = house["key"], house["chest"]
     lies = house["where"][key]
-    steps: list[tuple[str, dict[str, Json]]] = [
+    return [
         *_walk(house["doors"], house["start"], lies), ("take", {"thing": key}),
         *_walk(house["doors"], lies, chest), ("use", {"thing": key, "target": CHEST}),
         ("take", {"thing": goal["thing"]}), *_walk(house["doors"], chest, goal["room"]),
         ("put", {"thing": goal["thing"]}),
     ]  # fmt: skip
-    return [
-        ToolCall(id=f"plan-{at}", name=name, arguments=given)
-        for at, (name, given) in enumerate(steps)
-    ]
 
 
 def _walk(doors: dict[str, list[str]], start: str, end: str) -> list[tuple[str, dict[str, Json]]]:

@@ -6,7 +6,6 @@ is `heldout` or `train` by the hash of its description, so no two seeds can make
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from agentloop.errors import GraderError, UsageError
 from agentloop.ports import Split, part
 from agentloop.records import AGENT_REASONS, Episode, Json, Score, Task, content_id
-from agentloop.worlds.storeroom import CHEST, KEYS, ROOMS, plan
+from agentloop.worlds.storeroom import CHEST, KEYS, ROOMS, steps
 
 THINGS = ("candle", "compass", "kettle", "lantern", "mirror", "rope", "teapot", "violin")
 SHORTEST, LONGEST = 5, 8
@@ -38,9 +37,12 @@ class StoreroomTasks:
         tasks: list[Task] = []
         seen: set[str] = set()
         while len(tasks) < n:
-            task = _task(random, self.rooms)
-            wanted = lengths[len(tasks) % len(lengths)]
-            if len(plan(task)) == wanted and _split(task) == split and task.id not in seen:
+            house, goal = _house(random, self.rooms)
+            length = len(steps(house, goal))
+            if length != lengths[len(tasks) % len(lengths)]:
+                continue
+            task = _task(house, goal, length)
+            if _split(task) == split and task.id not in seen:
                 seen.add(task.id)
                 tasks.append(task)
         return tasks
@@ -82,7 +84,7 @@ def _split(task: Task) -> Split:
     return "heldout" if int(task.id[-8:], 16) % 10 < _HELDOUT else "train"
 
 
-def _task(random: Random, rooms: int) -> Task:
+def _house(random: Random, rooms: int) -> tuple[dict[str, Any], dict[str, Json]]:
     names = sorted(random.sample(ROOMS, rooms))
     doors: dict[str, list[str]] = {name: [] for name in names}
     joined = random.sample(names, rooms)
@@ -90,23 +92,27 @@ def _task(random: Random, rooms: int) -> Task:
         other = random.choice(joined[:at])
         doors[room].append(other)
         doors[other].append(room)
-    key, *spare = random.sample(KEYS, 2)
-    inside, outside = random.sample(THINGS, 2), random.sample(THINGS, 4)
-    lying = [thing for thing in outside if thing not in inside][:2]
-    where = {key: random.choice(names), **dict.fromkeys(inside, CHEST)}
-    where.update({thing: random.choice(names) for thing in [*spare, *lying]})
+    key, spare = random.sample(KEYS, 2)
+    things = random.sample(THINGS, 4)
+    where = dict.fromkeys(things[:2], CHEST)
+    where.update({thing: random.choice(names) for thing in (key, spare, *things[2:])})
     house: dict[str, Any] = {
-        "doors": {room: sorted(doors[room]) for room in names}, "start": random.choice(names),
-        "chest": random.choice(names), "key": key, "where": dict(sorted(where.items())),
-    }  # fmt: skip
-    goal: dict[str, Json] = {"thing": inside[0], "room": random.choice(names)}
-    prompt = (
-        f"Put the {goal['thing']} into the bin of the {goal['room']}, and nothing else into a bin."
-    )
-    task = Task(
-        id=content_id("storeroom", json.dumps([house, goal], sort_keys=True)),
-        prompt=prompt,
+        "doors": {room: sorted(doors[room]) for room in names},
+        "start": random.choice(names),
+        "chest": random.choice(names),
+        "key": key,
+        "where": dict(sorted(where.items())),
+    }
+    return house, {"thing": things[0], "room": random.choice(names)}
+
+
+def _task(house: dict[str, Any], goal: dict[str, Json], length: int) -> Task:
+    return Task(
+        id=content_id("storeroom", house, goal),
+        prompt=(
+            f"Put the {goal['thing']} into the bin of the {goal['room']}, "
+            "and nothing else into a bin."
+        ),
+        family=f"{length} steps",
         data={"house": house, "goal": goal},
     )
-    length = len(plan(task))
-    return Task(id=task.id, prompt=prompt, family=f"{length} steps", data=task.data)

@@ -185,8 +185,15 @@ def test_a_perfect_seed_costs_one_sweep() -> None:
 
 
 def test_spoiled_rollouts_are_no_zeros() -> None:
-    """An episode without a score says nothing about the instruction."""
+    """An episode without a score says nothing about the instruction, and is shown to nobody."""
     world = World()
+    learn = partial(chain, operator=reflector(1), times=3)
+
+    async def strict(
+        parent: Instruction, episodes: Sequence[Episode], *, key: str
+    ) -> list[Mutation]:
+        assert all(one.score is not None for one in episodes)
+        return await learn(parent, episodes, key=key)
 
     async def flaky(instruction: Instruction, tasks: Sequence[Task]) -> list[Episode]:
         return [
@@ -196,8 +203,7 @@ def test_spoiled_rollouts_are_no_zeros() -> None:
 
     result = asyncio.run(
         evolve(
-            Instruction(text=""), evaluate=flaky,
-            operators=[partial(chain, operator=reflector(1), times=3)],
+            Instruction(text=""), evaluate=flaky, operators=[strict],
             tasks=tasks_of(1, 40), settings=EvolveSettings(rollouts=1000), rng=random.Random(1),
         )
     )  # fmt: skip

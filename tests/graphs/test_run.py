@@ -159,10 +159,14 @@ def test_a_deadline_ends_everything() -> None:
 
 def test_cancelling_a_run_leaves_nothing_running() -> None:
     model = Slow()
+    done: list[Episode] = []
 
     async def main() -> None:
         runner = Runner(react())
-        task = asyncio.create_task(runner.run([attempt()], model=model))
+        orders = [attempt(sample=n) for n in range(3)]
+        limits = Limits(seconds=1)
+        run = runner.run(orders, model=model, limits=limits, concurrency=1, on_done=done.append)
+        task = asyncio.create_task(run)
         while not model.running:
             await asyncio.sleep(0.01)
         task.cancel()
@@ -171,6 +175,7 @@ def test_cancelling_a_run_leaves_nothing_running() -> None:
         assert model.running == 0 and len(asyncio.all_tasks()) == 1
 
     asyncio.run(main())
+    assert done == []  # a cancelled rollout is not an episode, and no other was started
 
 
 def test_sixty_four_at_once_in_order() -> None:

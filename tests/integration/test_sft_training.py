@@ -49,7 +49,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.3,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+        initializer_range=0.3,  # wide, so that so small a model learns in a few steps
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(path)
     return path
@@ -163,11 +164,11 @@ def _gradients(trainer: Any, batch: dict[str, Any]) -> tuple[float, dict[str, An
         for name, weight in trainer.model.named_parameters()
         if weight.requires_grad
     }
-    return float(loss), grads
+    return float(loss.detach()), grads
 
 
 def test_the_loss_is_that_of_the_sampled_tokens_alone(base: Path, tmp_path: Path) -> None:
-    """Against a direct computation: full logits, one row at a time, no padding, no shared prompt."""
+    """Against a direct computation: full logits, row by row, no padding, no shared prompt."""
     import torch
 
     rows = rows_of(tokenizer_of(base), 3)
@@ -195,10 +196,10 @@ def test_the_loss_is_that_of_the_sampled_tokens_alone(base: Path, tmp_path: Path
 def test_a_shared_prompt_changes_neither_loss_nor_gradient(base: Path, tmp_path: Path) -> None:
     import torch
 
-    from agentloop.training import sft
+    from agentloop.training.rows_trainer import shared_prefix
 
     trainer, batch = _trainer(base, tmp_path, rows_of(tokenizer_of(base), 5))
-    assert sft._shared_prefix(batch["input_ids"], batch["labels"]) > len(SYSTEM)
+    assert shared_prefix(batch["input_ids"], batch["labels"]) > len(SYSTEM)
     shared_loss, shared = _gradients(trainer, batch)
     trainer.share_prefix = False
     plain_loss, plain = _gradients(trainer, batch)
@@ -208,19 +209,33 @@ def test_a_shared_prompt_changes_neither_loss_nor_gradient(base: Path, tmp_path:
         torch.testing.assert_close(shared[name], gradient, rtol=1e-3, atol=1e-5)
 
 
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(base: Path, tmp_path: Path) -> None:
+    import torch
+
+    trainer, batch = _trainer(base, tmp_path, rows_of(tokenizer_of(base), 5))
+    batch["weight"] = torch.tensor([1.0, 0.5, 2.0, 1.0, 3.0])
+    whole_loss, whole = _gradients(trainer, batch)
+    trainer.tokens_at_once = 2 * batch["input_ids"].shape[1]
+    trainer.model.zero_grad()
+    assert float(trainer.training_step(trainer.model, batch)) == pytest.approx(whole_loss, rel=1e-5)
+    for name, weight in trainer.model.named_parameters():
+        if weight.requires_grad:
+            torch.testing.assert_close(weight.grad, whole[name], rtol=1e-3, atol=1e-5)
+
+
 def test_a_shared_answer_is_not_taken_for_a_prompt() -> None:
     """Rows that are equal throughout: the first label must still be predicted."""
     import torch
 
-    from agentloop.training.sft import _shared_prefix
+    from agentloop.training.rows_trainer import shared_prefix
 
     ids = torch.arange(40).repeat(2, 1)
     labels = ids.clone()
     labels[:, :20] = -100
-    assert _shared_prefix(ids, labels) == 19
-    assert _shared_prefix(ids[:1], labels[:1]) == 0
+    assert shared_prefix(ids, labels) == 19
+    assert shared_prefix(ids[:1], labels[:1]) == 0
     labels[1, 3] = 3
-    assert _shared_prefix(ids, labels) == 0
+    assert shared_prefix(ids, labels) == 0
 
 
 def test_the_dry_adapter_loads_and_changes_nothing(base: Path, tmp_path: Path) -> None:

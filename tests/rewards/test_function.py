@@ -12,7 +12,7 @@ from agentloop.errors import BudgetReached, GraderError, UnknownName, UsageError
 from agentloop.ports import Reward
 from agentloop.rewards.function import Function
 
-GRADERS = '''
+GRADERS = """
 import asyncio, math, time
 from agentloop.errors import BudgetReached
 from agentloop.records import Score, Task
@@ -48,7 +48,7 @@ text = lambda answer, task: "1"
 nan = lambda answer, task: math.nan
 large = lambda answer, task: 1.01
 negative = lambda answer, task: -0.1
-'''
+"""
 
 
 @pytest.fixture

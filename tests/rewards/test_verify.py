@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agentloop.errors import GraderError, MissingDependency, UsageError
 from agentloop.ports import Reward
-from agentloop.records import Json, Task
+from agentloop.records import Json
 from agentloop.rewards import verify
 from agentloop.rewards.verify import DatasetScore, Exact, MathVerify, Numeric, Regex, last_number
 from agentloop.tasks.reasoning_gym import ReasoningGym
@@ -36,7 +36,7 @@ def test_an_agent_that_failed_or_gave_nothing_scores_0_and_learns_why(reward: An
 
 @pytest.mark.parametrize("reward", ALL, ids=lambda reward: type(reward).__name__)
 def test_a_failure_of_the_infrastructure_is_never_scored(reward: Any) -> None:
-    with pytest.raises(GraderError, match="ep-1.*model_error") as caught:
+    with pytest.raises(GraderError, match=r"ep-1.*model_error") as caught:
         grade(reward, episode("4", 4, reason="model_error"))
     assert caught.value.episode == "ep-1"
 
@@ -44,8 +44,9 @@ def test_a_failure_of_the_infrastructure_is_never_scored(reward: Any) -> None:
 @pytest.mark.parametrize(
     ("answer", "expected", "right"),
     [
-        ("Paris", "paris", 1), ("  The\n answer. ", "the answer", 1), ('"12"', 12, 1), ("12", 12, 1),
-        ("**yes**", "Yes", 1), ("½", "1⁄2", 1), ("true", True, 1), ('{"b":1, "a":[2]}', {"a": [2], "b": 1}, 1),
+        ("Paris", "paris", 1), ("  The\n answer. ", "the answer", 1), ('"12"', 12, 1), ("2", 2, 1),
+        ("**yes**", "Yes", 1), ("½", "1⁄2", 1), ("true", True, 1), 
+        ('{"b":1, "a":[2]}', {"a": [2], "b": 1}, 1),
         ("Rome", "paris", 0), ("5!", "5", 0), (".5", "5", 0), ("12", 1, 0), ("1", True, 0),
         ("[1,2]", [2, 1], 0), ("[" * 9000, [1], 0), ("-5", "5", 0), ("5.", ".5", 0),
     ],
@@ -64,8 +65,9 @@ def test_feedback_names_both_sides_and_long_answers_are_not_read() -> None:
 @pytest.mark.parametrize(
     ("answer", "expected", "right"),
     [
-        ("The sum is 1,234.5 dollars", 1234.5, 1), ("x = -3", -3, 1), ("−3", -3, 1), ("1/3", "1/3", 1),
-        ("2e3", 2000, 1), (".5", 0.5, 1), ("I had 3, then 4", 4, 1), ("0.33333334", "1/3", 1),
+        ("The sum is 1,234.5 dollars", 1234.5, 1), ("x = -3", -3, 1), ("−3", -3, 1),
+        ("1/3", "1/3", 1), ("2e3", 2000, 1), (".5", 0.5, 1), ("I had 3, then 4", 4, 1),
+        ("0.33333334", "1/3", 1),
         ("1000000001", 1000000000, 1), ("3", 4, 0), ("1e999", 10, 0), ("1/0", 1, 0), ("4.1", 4, 0),
         ("9" * 5000, 9, 0), ("12 34", 1234, 0),
     ],
@@ -141,19 +143,7 @@ def test_a_missing_math_library_names_the_command(monkeypatch: pytest.MonkeyPatc
         value(MathVerify(), "1", "1")
 
 
-# A dataset's grader, here this file's own; the worker imports it by the same reference.
-def strict(task: Task, answer: str) -> float:
-    if answer == "loop":
-        while True:
-            pass
-    if answer == "grow":
-        return len([0] * 10**11)
-    if answer in ("raise", task.data.get("raise_on")):
-        raise ValueError("cannot parse")
-    return {"half": 0.5, "two": 2.0, "nan": math.nan}.get(answer, float(answer == task.expected))
-
-
-OWN = DatasetScore(grader="test_verify:strict")
+OWN = DatasetScore(grader="hostile_grader:strict")
 
 
 def test_dataset_score_keeps_the_value_and_decides_success() -> None:
@@ -166,7 +156,7 @@ def test_dataset_score_keeps_the_value_and_decides_success() -> None:
 def test_dataset_score_tells_a_bad_answer_from_a_broken_grader(data: dict[str, Json]) -> None:
     (score,) = grade(OWN, episode("raise", "4", data=data))
     assert score.value == 0 and "could not read the answer" in score.feedback
-    with pytest.raises(GraderError, match="test_verify:strict.*ep-1") as caught:
+    with pytest.raises(GraderError, match=r"hostile_grader:strict.*ep-1") as caught:
         grade(OWN, episode("raise", "4", data={**data, "raise_on": "4"}))
     assert caught.value.episode == "ep-1"
     for odd in ("two", "nan"):

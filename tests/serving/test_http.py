@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 
 import pytest
 
@@ -144,7 +145,7 @@ def test_wrong_tokens_bodies_and_places(call):
     assert call("/v1/nowhere")[0] == 404
     assert call(CHAT, data=b"{")[0] == 400
     assert call(CHAT, data=b"[]")[0] == 400
-    status, answer = call(CHAT, data=b" " * (MAX_BODY + 1))
+    status, answer = call(CHAT, data=io.BytesIO(b" " * (MAX_BODY + 1)))
     assert status == 413 and "16 MiB" in answer["error"]["message"]
 
 

@@ -21,7 +21,14 @@ def _write(path: Path, *rows: object) -> str:
 
 
 def test_a_row_becomes_a_task(tmp_path: Path) -> None:
-    row = {"prompt": "2+2?", "expected": 4, "id": "a", "family": "sums", "split": "train", "hint": [1]}
+    row = {
+        "prompt": "2+2?",
+        "expected": 4,
+        "id": "a",
+        "family": "sums",
+        "split": "train",
+        "hint": [1],
+    }
     path = _write(tmp_path / "t.jsonl", row)
     (task,) = Jsonl(path=path).draw(5, split="train", seed=0)
     assert (task.id, task.prompt, task.expected, task.family) == ("a", "2+2?", 4, "sums")
@@ -31,7 +38,9 @@ def test_a_row_becomes_a_task(tmp_path: Path) -> None:
 
 def test_an_id_is_made_from_the_prompt_and_blank_lines_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    path.write_text('\ufeff\n{"prompt": "a", "split": "train"}\n\n{"prompt": "b", "split": "train"}', "utf-8")
+    path.write_text(
+        '\ufeff\n{"prompt": "a", "split": "train"}\n\n{"prompt": "b", "split": "train"}', "utf-8"
+    )
     tasks = Jsonl(path=str(path)).draw(9, split="train", seed=0)
     assert sorted(task.prompt for task in tasks) == ["a", "b"]
     assert len({task.id for task in tasks}) == 2
@@ -74,7 +83,7 @@ def test_a_missing_or_binary_file_is_a_usage_error(tmp_path: Path) -> None:
 
 def test_an_empty_split_says_what_to_do(tmp_path: Path) -> None:
     path = _write(tmp_path / "t.jsonl", {"prompt": "a", "split": "train"})
-    with pytest.raises(UsageError, match='has no heldout task among its 1; .*"split": "heldout"'):
+    with pytest.raises(UsageError, match=r'has no heldout task among its 1; .*"split": "heldout"'):
         Jsonl(path=path).draw(1, split="heldout", seed=0)
 
 
@@ -85,7 +94,9 @@ def test_families_come_in_turn_and_none_twice(tmp_path: Path) -> None:
     assert len(tasks) == len({task.id for task in tasks}) == 13
     assert [task.family for task in tasks[:7]] == ["a", "b", "c", "d", "a", "b", "c"]
     assert tasks[:5] == Jsonl(path=path).draw(5, split="train", seed=3)
-    assert [t.id for t in tasks] != [t.id for t in Jsonl(path=path).draw(100, split="train", seed=4)]
+    assert [t.id for t in tasks] != [
+        t.id for t in Jsonl(path=path).draw(100, split="train", seed=4)
+    ]
 
 
 @settings(max_examples=40, deadline=None)
@@ -96,7 +107,7 @@ def test_splits_are_a_partition_whatever_the_seed_and_order(
     prompts = {p for p in prompts if p.encode("utf-8", "ignore").decode() == p}
     base = tmp_path_factory.mktemp("rows")
     path = _write(base / "t.jsonl", *({"prompt": p} for p in prompts))
-    back = _write(base / "u.jsonl", *({"prompt": p} for p in reversed(sorted(prompts))))
+    back = _write(base / "u.jsonl", *({"prompt": p} for p in sorted(prompts, reverse=True)))
     drawn: dict[str, list[str]] = {"train": [], "heldout": []}
     for split in drawn:
         try:

@@ -16,7 +16,7 @@ from agentloop.records import Message, Row, TrainingJob
 from agentloop.training.artifact import finished
 from agentloop.training.job import ProcessTrainer
 
-METHODS = '''
+METHODS = """
 import os, subprocess, sys, time
 from pathlib import Path
 from agentloop.errors import TrainingError, UnknownName
@@ -50,7 +50,7 @@ def endless(job):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     Path(job.out + ".pids").write_text(f"{os.getpid()} {child.pid}")
     time.sleep(600)
-'''
+"""
 
 
 def job(tmp_path: Path, method: str) -> TrainingJob:
@@ -129,7 +129,7 @@ def test_the_deadline_ends_the_whole_process_group(tmp_path: Path) -> None:
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, pids))
-    with pytest.raises(TrainingError, match="deadline of 0.3 s"):
+    with pytest.raises(TrainingError, match=r"deadline of 0\.3 s"):
         asyncio.run(ProcessTrainer(deadline=0.3).train(endless))
     assert finished(endless) is None
 

@@ -70,7 +70,8 @@ def test_key_shapes_are_gone(name: str) -> None:
 
 def test_harmless_text_stays() -> None:
     dice = random.Random(0)
-    redact = Redactor.from_environment({"PATH": "/usr/local/bin", "A_KEY": "short", "MONKEY": "x" * 9})
+    given = {"PATH": "/usr/local/bin", "A_KEY": "short", "MONKEY": "x" * 9}
+    redact = Redactor.from_environment(given)
     samples = ["task-oriented-dialogue-state-tracking", "risk-1234567890-1234567890-123",
                "sk-learn-compatible-estimator-api", "eyJust a word", "-----BEGIN CERTIFICATE-----",
                "/usr/local/bin", "short", "xxxxxxxxx", "a_very_long_hf_identifier"]  # fmt: skip
