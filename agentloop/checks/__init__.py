@@ -5,10 +5,10 @@ commit, hash) and the tables in its README and in the index. A result is stale w
 workflow, its parts or the shipped modules it names has changed since.
 """
 
-from agentloop.checks.render import render_all, render_index
+from agentloop.checks.render import render_all
 from agentloop.checks.results import CheckResult, Results, digest
-from agentloop.checks.run import run_checks, run_stale
+from agentloop.checks.run import CheckRun, due, run_checks, run_stale
 
 __all__ = [
-    "CheckResult", "Results", "digest", "render_all", "render_index", "run_checks", "run_stale",
+    "CheckResult", "CheckRun", "Results", "digest", "due", "render_all", "run_checks", "run_stale",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Tables from results: the one in a workflow's README and the index `workflows/README.md`.
 
-Only what stands between the two markers is written; the prose around is a person's.
+Goes in: a workspace's folder. Comes out: those files, rewritten between two markers only; the
+prose around them is a person's.
 """
 
 from __future__ import annotations
@@ -14,19 +15,15 @@ from agentloop.workspace import Workspace
 BEGIN, END = "<!-- results: written by `agentloop check` -->", "<!-- end of results -->"
 
 
-def readme_table(loaded: Loaded, results: Results) -> str:
-    """Markdown: one line per check."""
-    current = digest(loaded)
-    lines = [
-        "| check | tier | bar | reached | met | seconds | source |",
-        "|---|---|---|---|---|--:|---|",
-    ]
-    for check in loaded.spec.checks:
-        one = results.result(check, current)
-        lines.append(
-            f"| {one.id} | {one.tier} | {one.metric} {one.op} {one.bar:g} | {one.summary()} "
-            f"| {_met(one)} | {one.seconds:.0f} | {one.source} |"
-        )
+def readme_table(loaded: Loaded) -> str:
+    """Markdown: one line per check, and when and from which code it was measured."""
+    results = Results.read(loaded.folder)
+    rows = [
+        (one.id, one.tier, f"{one.metric} {one.op} {one.bar:g}", one.summary(), one.met(),
+         f"{one.seconds:.0f}", one.source)
+        for one in _all(loaded, results)
+    ]  # fmt: skip
+    lines = _table(("check", "tier", "bar", "reached", "met", "seconds", "source"), rows)
     commits = sorted({run["commit"] for run in results.runs.values() if run["commit"]})
     dates = sorted({run["at"] for run in results.runs.values()})
     if dates:
@@ -34,60 +31,69 @@ def readme_table(loaded: Loaded, results: Results) -> str:
     return "\n".join(lines)
 
 
-def _met(result: CheckResult) -> str:
-    if not result.values:
-        return "not run"
-    return "yes" if result.ok else "no"
+def index_table(root: Path) -> str:
+    """Markdown: one line per workflow folder of `root`."""
+    rows = []
+    for loaded in _workflows(root):
+        spec = loaded.spec
+        rows.append(
+            (f"[{loaded.name}]({loaded.name}/README.md)", spec.seed_paper, spec.claim or spec.title,
+             spec.faithful, spec.reduced, f"`agentloop cycle {loaded.name}`",
+             _reached(_all(loaded, Results.read(loaded.folder))))
+        )  # fmt: skip
+    columns = ("workflow", "seed", "claim", "faithful", "reduced", "command", "reached")
+    return "\n".join(_table(columns, rows))
 
 
-def render_readme(loaded: Loaded, results: Results) -> None:
-    """Rewrite the table in the workflow's README, if the README has the markers."""
-    path = loaded.folder / "README.md"
-    if path.is_file():
-        path.write_text(
-            _between(path.read_text(encoding="utf-8"), readme_table(loaded, results)),
-            encoding="utf-8",
-        )
+def render(loaded: Loaded) -> None:
+    """Rewrite the tables that show this workflow's results."""
+    _rewrite(loaded.folder / "README.md", readme_table(loaded))
+    root = loaded.folder.parent.parent
+    _rewrite(root / "workflows" / "README.md", index_table(root))
 
 
-def index_table(space: Workspace) -> str:
-    """Markdown: one line per workflow folder that carries a claim."""
-    lines = ["| workflow | claim | command | reached |", "|---|---|---|---|"]
-    for name, path in sorted(space.workflows().items()):
-        loaded = load(name, space)
-        results = Results.read(path.parent)
-        current = digest(loaded)
-        numbers = [results.result(check, current) for check in loaded.spec.checks]
-        measured = [one for one in numbers if one.values]
-        reached = (
-            f"{sum(one.ok for one in measured)} of {len(numbers)} checks met" if numbers else "–"
-        )
-        title = loaded.spec.claim or loaded.spec.title
-        lines.append(
-            f"| [{name}]({name}/README.md) | {title} | `agentloop cycle {name}` | {reached} |"
-        )
-    return "\n".join(lines)
+def render_all(root: Path) -> None:
+    """Rewrite all tables of a workspace, without measuring anything."""
+    for loaded in _workflows(root):
+        _rewrite(loaded.folder / "README.md", readme_table(loaded))
+    _rewrite(root / "workflows" / "README.md", index_table(root))
 
 
-def render_index(space: Workspace, root: Path) -> None:
-    """Rewrite the table in `workflows/README.md` of `root`."""
-    path = root / "workflows" / "README.md"
-    path.write_text(
-        _between(path.read_text(encoding="utf-8"), index_table(space)), encoding="utf-8"
-    )
+def _workflows(root: Path) -> list[Loaded]:
+    space = Workspace((root,))
+    return [load(str(path), space) for path in sorted(root.glob("workflows/*/workflow.yaml"))]
 
 
-def render_all(space: Workspace, root: Path) -> None:
-    """All tables of a workspace, without measuring anything."""
-    for name in space.workflows():
-        loaded = load(name, space)
-        render_readme(loaded, Results.read(loaded.folder))
-    render_index(space, root)
+def _all(loaded: Loaded, results: Results) -> list[CheckResult]:
+    current = digest(loaded)
+    return [results.result(check, current) for check in loaded.spec.checks]
 
 
-def _between(text: str, table: str) -> str:
-    before, begin, rest = text.partition(BEGIN)
+def _reached(checks: list[CheckResult]) -> str:
+    """The number of the first check, and how many are met."""
+    if not checks:
+        return ""
+    first = checks[0]
+    met = f"{sum(one.ok for one in checks)} of {len(checks)} checks met"
+    stale = ", some stale" if any(one.stale for one in checks) else ""
+    return f"{first.metric} {first.summary()}; {met}{stale}"
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    cells = [[_cell(one) for one in row] for row in rows]
+    lines = [columns, tuple("---" for _ in columns), *cells]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split()) or "–"
+
+
+def _rewrite(path: Path, table: str) -> None:
+    """Put `table` between the markers of the file at `path`, if it is there and has them."""
+    if not path.is_file():
+        return
+    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
-    if not begin or not end:
-        return text
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    if begin and end:
+        path.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")

@@ -1,4 +1,8 @@
-"""`results.json`: what was measured, by which code, and whether that is still today's code."""
+"""`results.json`: what was measured, by which code, and whether that is still today's code.
+
+Goes in: a workflow folder. Comes out: `Results`, and per check a `CheckResult` with its spread over
+seeds. What decides a result is hashed from files, so no version number has to be remembered.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,16 @@ import operator
 import os
 import statistics
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agentloop.errors import UsageError
 from agentloop.workflows.load import Loaded
-from agentloop.workflows.schema import Check, PartSpec
+from agentloop.workflows.schema import Check
 
 _OPS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-_PROSE = {"title", "claim", "seed_paper", "checks"}
+_PROSE = {"title", "claim", "seed_paper", "faithful", "reduced", "checks"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class CheckResult:
     seconds: float
     source: str
     stale: bool
+    """Some value was measured by other code than today's."""
 
     @property
     def mean(self) -> float:
@@ -45,6 +50,16 @@ class CheckResult:
     def ok(self) -> bool:
         """Whether the mean meets the bar."""
         return bool(self.values) and bool(_OPS[self.op](self.mean, self.bar))
+
+    def met(self) -> str:
+        """For a table: whether the bar is met, and whether that is still known."""
+        if not self.values:
+            return "not run"
+        return ("yes" if self.ok else "no") + (", stale" if self.stale else "")
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for `agentloop check --json`."""
+        return {**asdict(self), "ok": self.ok}
 
     def summary(self) -> str:
         """Mean and spread."""
@@ -72,7 +87,7 @@ class Results:
             return cls(path)
         try:
             return cls(path, json.loads(path.read_text(encoding="utf-8"))["runs"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 f"`{path}` is damaged ({error}); delete it and run the checks"
             ) from error
@@ -108,28 +123,31 @@ def run_key(check: Check, seed: int) -> str:
 
 
 def digest(loaded: Loaded) -> str:
-    """Hash of what decides the results: the workflow but its prose, files beside it, the modules
-    of its parts, and the shipped modules it names."""
+    """Hash of what decides the results: the workflow but its prose, the files beside it, its graph,
+    the modules of its parts, and the shipped modules it names. Raises `UsageError` when one of
+    them is not there."""
     spec = loaded.spec
     state = hashlib.blake2b(digest_size=8)
     kept = {k: v for k, v in spec.model_dump(mode="json").items() if k not in _PROSE}
     state.update(json.dumps(kept, sort_keys=True).encode())
-    for path in sorted(loaded.folder.iterdir()):
-        if path.suffix in (".py", ".jsonl") and path.is_file():
-            state.update(path.read_bytes())
+    files = [path for path in loaded.folder.iterdir() if path.suffix in (".py", ".jsonl")]
+    graph = loaded.folder.parent.parent / "graphs" / f"{spec.graph}.py"
+    for path in (*sorted(files), graph):
+        if path.is_file():
+            state.update(path.name.encode() + b"\0" + path.read_bytes())
     parts = [spec.tasks, spec.reward, spec.collect, spec.gate, *spec.lanes.values()]
-    for module in sorted({*spec.modules, *(_module(part) for part in parts)} - {""}):
-        state.update(_source(module))
+    named = {reference.rpartition(":")[0] for reference in (spec.graph, *(p.use for p in parts))}
+    shipped = {module for module in named if module and not module.endswith(".py")}
+    for module in sorted(shipped.union(spec.modules)):
+        state.update(module.encode() + b"\0" + _source(module))
     return state.hexdigest()
 
 
-def _module(part: PartSpec) -> str:
-    module = part.use.rpartition(":")[0]
-    return "" if module.endswith(".py") else module
-
-
 def _source(module: str) -> bytes:
-    found = importlib.util.find_spec(module)
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
     if found is None or found.origin is None:
-        raise UsageError(f"`modules` names `{module}`, which does not exist; correct the workflow")
+        raise UsageError(f"there is no module `{module}`; correct the workflow that names it")
     return Path(found.origin).read_bytes()

@@ -1,20 +1,24 @@
-"""Measure a workflow's checks: one run per (measure, ablation, seed), resumable, results written
-after each."""
+"""Measure a workflow's checks: one run per (measure, ablation, seed), results written after each.
+
+Goes in: a workflow's name. Comes out: `results.json`, the tables, and a `CheckResult` per check.
+Resumable: finished runs are in the file, and a run's cycle continues in a home of its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from agentloop.checks.render import render_readme
+from agentloop.checks.render import render
 from agentloop.checks.results import CheckResult, Results, digest, run_key
 from agentloop.cycle import cycle, open_cycle
-from agentloop.errors import UsageError
+from agentloop.errors import UnknownName, UsageError
 from agentloop.ports import Progress, silent
 from agentloop.refs import resolve
 from agentloop.store.archive import Archive
@@ -49,15 +53,15 @@ class CheckRun:
 
     async def report(self) -> Report:
         """The report of this run's cycle; a finished one is not repeated."""
-        archive = Archive(self.home)
-        plan = plan_hash(self.loaded, None, None, self.seed)
-        cycle_id, finished = open_cycle(
-            archive, self.loaded.name, self.seed, plan=plan, resume=True, again=False
-        )
-        if finished is not None:
-            return finished
-        async with assemble(self.loaded, archive, self.options(cycle_id)) as kit:
-            return await cycle(kit)
+        with Archive(self.home) as archive:
+            plan = plan_hash(self.loaded, None, None, self.seed)
+            cycle_id, finished = open_cycle(
+                archive, self.loaded.name, self.seed, plan=plan, resume=True, again=False
+            )
+            if finished is not None:
+                return finished
+            async with assemble(self.loaded, archive, self.options(cycle_id)) as kit:
+                return await cycle(kit)
 
 
 Measure = Callable[[CheckRun], Awaitable[dict[str, float]]]
@@ -68,9 +72,10 @@ async def measure_cycle(run: CheckRun) -> dict[str, float]:
     report = await run.report()
     held = report.heldout
     metrics: dict[str, float | None] = {
-        "heldout.n": held.n, "heldout.champion": held.champion, "heldout.challenger": held.challenger,
-        "heldout.effect": held.effect, "heldout.p": held.p, "seconds": report.cost.seconds,
-        "tokens": report.cost.tokens, "promoted": float(report.state == "promoted"),
+        "heldout.n": held.n, "heldout.champion": held.champion, "heldout.p": held.p,
+        "heldout.challenger": held.challenger, "heldout.effect": held.effect,
+        "seconds": report.cost.seconds, "tokens": report.cost.tokens,
+        "promoted": float(report.state == "promoted"),
     }  # fmt: skip
     for name, lane in report.lanes.items():
         metrics[f"lanes.{name}.effect"] = lane.effect
@@ -83,73 +88,66 @@ def run_checks(
     workflow: str, space: Workspace, *, home: Path | None = None, tier: str | None = None,
     only_stale: bool = False, progress: Progress = silent,
 ) -> list[CheckResult]:  # fmt: skip
-    """Measure what is missing or stale, write results and tables, return every check's result."""
+    """Measure what is missing or stale, writing results after each run and the tables at the end;
+    every check's result. A run that was finished before is not repeated."""
     loaded = load(workflow, space)
-    checks = [c for c in loaded.spec.checks if tier is None or c.tier == tier]
-    if not checks:
-        kind = f"{tier} checks" if tier else "checks"
-        raise UsageError(f"`{workflow}` has no {kind}; add `checks` to {loaded.path}")
     results, current = Results.read(loaded.folder), digest(loaded)
-    for check in checks:
+    try:
+        for check, seed in due(workflow, space, tier=tier, only_stale=only_stale):
+            changed = loaded.spec.ablations[check.ablation] if check.ablation else {}
+            # A home named after all that decides the run: what was begun is continued there.
+            name = f"{loaded.name}-{check.ablation or 'full'}-{seed}-{current}"
+            run = CheckRun(
+                load(str(loaded.path), space, changed), space,
+                find_home(find_home(home) / "checks" / name), seed, progress,
+            )  # fmt: skip
+            began = time.monotonic()
+            results.runs[run_key(check, seed)] = {
+                "metrics": _measure(check, run),
+                "hash": current,
+                "seconds": round(time.monotonic() - began, 1),
+                "commit": _commit(loaded.folder),
+                "at": time.strftime("%Y-%m-%d", time.gmtime()),
+            }
+            results.write()
+    finally:
+        render(loaded)
+    return [results.result(check, current) for check in _chosen(loaded, tier)]
+
+
+def due(
+    workflow: str, space: Workspace, *, tier: str | None = None, only_stale: bool = False
+) -> list[tuple[Check, int]]:
+    """(check, seed) of each run that is to be made: those never made (unless `only_stale`) and
+    those made by other code. Checks that share a run are listed once."""
+    loaded = load(workflow, space)
+    results, current = Results.read(loaded.folder), digest(loaded)
+    runs: dict[str, tuple[Check, int]] = {}
+    for check in _chosen(loaded, tier):
         for seed in check.seeds:
             known = results.runs.get(run_key(check, seed))
-            if known is not None and known["hash"] == current:
-                continue
-            if only_stale and known is None:
-                continue
-            results.runs[run_key(check, seed)] = _measure(
-                check, seed, space, home, progress, loaded
-            )
-            results.write()
-    render_readme(loaded, results)
-    return [results.result(check, current) for check in checks]
+            if known is None:
+                wanted = not only_stale
+            else:
+                wanted = known["hash"] != current or check.metric not in known["metrics"]
+            if wanted:
+                runs.setdefault(run_key(check, seed), (check, seed))
+    return list(runs.values())
 
 
-def _measure(
-    check: Check, seed: int, space: Workspace, home: Path | None, progress: Progress, loaded: Loaded
-) -> dict[str, Any]:
-    changed = loaded.spec.ablations.get(check.ablation, {}) if check.ablation else {}
-    variant = load(str(loaded.path), space, changed)
-    current = digest(loaded)
-    place = (
-        find_home(home) / "checks" / f"{loaded.name}-{check.ablation or 'full'}-{seed}-{current}"
-    )
-    place.mkdir(parents=True, exist_ok=True)
-    measure = cast(Measure, resolve(check.use, loaded.folder)) if check.use else measure_cycle
-    began = time.monotonic()
-    run = CheckRun(variant, space, place, seed, progress)
-    metrics = asyncio.run(_call(measure, run))
-    return {
-        "metrics": {k: round(v, 6) for k, v in metrics.items()},
-        "hash": current,
-        "seconds": round(time.monotonic() - began, 1),
-        "commit": _commit(loaded.folder),
-        "at": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
-
-
-async def _call(measure: Measure, run: CheckRun) -> dict[str, float]:
-    return await measure(run)
-
-
-def run_stale(
-    space: Workspace, *, tier: str, minutes: float, home: Path | None = None
-) -> list[str]:
-    """Re-measure stale checks of all workflows, oldest results first, while time is left."""
+def run_stale(root: Path, *, tier: str, minutes: float, home: Path | None = None) -> list[str]:
+    """Re-measure the stale checks of a workspace's workflows, oldest results first, while time is
+    left; the names of those measured."""
     deadline = time.monotonic() + 60.0 * minutes
+    space = Workspace((root,))
     waiting: list[tuple[str, str]] = []
-    for name in space.workflows():
-        loaded = load(name, space)
-        results, current = Results.read(loaded.folder), digest(loaded)
-        due = [
-            r
-            for c in loaded.spec.checks
-            if c.tier == tier
-            for s in c.seeds
-            if (r := results.runs.get(run_key(c, s))) and r["hash"] != current
-        ]
-        if due:
-            waiting.append((min(run["at"] for run in due), name))
+    for name, path in space.workflows().items():
+        if not any(check.tier == tier for check in load(name, space).spec.checks):
+            continue
+        known = Results.read(path.parent).runs
+        dates = [known[run_key(*one)]["at"] for one in due(name, space, tier=tier, only_stale=True)]
+        if dates:
+            waiting.append((min(dates), name))
     done = []
     for _, name in sorted(waiting):
         if time.monotonic() > deadline:
@@ -157,6 +155,31 @@ def run_stale(
         run_checks(name, space, home=home, tier=tier, only_stale=True)
         done.append(name)
     return done
+
+
+def _chosen(loaded: Loaded, tier: str | None) -> list[Check]:
+    checks = [check for check in loaded.spec.checks if tier in (None, check.tier)]
+    if not checks:
+        kind = f"{tier} checks" if tier else "checks"
+        raise UsageError(f"`{loaded.name}` has no {kind}; add some under `checks` in {loaded.path}")
+    return checks
+
+
+def _measure(check: Check, run: CheckRun) -> dict[str, float]:
+    """The measure's numbers. Raises `UnknownName` when the check's metric is not among them."""
+    folder = run.loaded.folder
+    measure = cast(Measure, resolve(check.use, folder)) if check.use else measure_cycle
+    metrics = asyncio.run(_call(measure, run))
+    if check.metric not in metrics:
+        raise UnknownName(f"metric of check `{check.id}`:", check.metric, metrics)
+    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if wrong:
+        raise UsageError(f"check `{check.id}` gave no finite number for {', '.join(wrong)}")
+    return {name: float(f"{value:.6g}") for name, value in metrics.items()}
+
+
+async def _call(measure: Measure, run: CheckRun) -> dict[str, float]:
+    return await measure(run)
 
 
 def _commit(folder: Path) -> str:

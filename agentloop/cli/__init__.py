@@ -14,8 +14,9 @@ import sys
 # Set before any library is imported: no telemetry, no look-ups, strict deserialisation.
 _QUIET = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-    "ANONYMIZED_TELEMETRY": "False", "LANGSMITH_TRACING": "false", "LANGGRAPH_STRICT_MSGPACK": "true",
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION",
+    "ANONYMIZED_TELEMETRY": "False", "LANGSMITH_TRACING": "false",
+    "LANGGRAPH_STRICT_MSGPACK": "true", "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LITELLM_MODE": "PRODUCTION",
     "TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1",
 }  # fmt: skip
 
@@ -38,20 +39,28 @@ def run(arguments: list[str]) -> int:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted; continue with the same command and --resume", 130)
+    except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _fail(
-                f"the disk is full ({error}); nothing acknowledged is lost; free space "
-                "and run the same command with --resume",
-                1,
-            )
-        raise
+        return _fail(f"{error}; {_next_step(error)}", 1)
+
+
+def _next_step(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            "the disk is full; nothing acknowledged is lost; free space and run the same command "
+            "with --resume"
+        )
+    return "nothing acknowledged is lost; mend that and run the same command again"
 
 
 def _fail(text: str, code: int) -> int:
     from rich.console import Console
     from rich.text import Text
 
+    from agentloop.cli.show import clean
+
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(Text("error: ", style="bold red") + Text(text))
+    console.print(Text("error: ", style="bold red") + clean(text))
     return code

@@ -131,6 +131,7 @@ def check(
     tier: Annotated[str | None, typer.Option("--tier", help="unit, toy or lm; default: all.")] = None,
     stale: Annotated[bool, typer.Option("--stale", help="Only checks whose results are stale.")] = False,
     home: opt.Home = None, workspace: opt.Space = None, as_json: opt.AsJson = False,
+    dry_run: opt.DryRun = False,
 ) -> int:  # fmt: skip
     """Measure a workflow's checks and write results.json and its README table. Resumable."""
     from agentloop import checks
@@ -139,18 +140,26 @@ def check(
     if tier not in (None, "unit", "toy", "lm"):
         raise UsageError(f"`--tier {tier}` is not one of unit, toy, lm")
     space = Workspace.find(workspace)
-    out = show.console(as_json=as_json)
-    with show.LiveProgress(out) as progress:
+    if dry_run:
+        due = checks.due(workflow, space, tier=tier, only_stale=stale)
+        if as_json:
+            opt.print_json([{"check": one.id, "seed": seed} for one, seed in due])
+        else:
+            show.tell(f"{len(due)} runs to make")
+            show.console().print(show.table("", ["check", "seed"], [(c.id, s) for c, s in due]))
+        return 0
+    with show.LiveProgress(show.console(as_json=True)) as progress:
         results = checks.run_checks(
             workflow, space, home=home, tier=tier, only_stale=stale, progress=progress
         )
     if as_json:
-        opt.print_json([show.json_ready(one) for one in results])
+        opt.print_json([one.as_json() for one in results])
     else:
-        out.print(show.table(f"checks of {workflow}", ["check", "bar", "reached", "ok"], [
-            (r.id, f"{r.op} {r.bar:g}", r.summary(), "yes" if r.ok else "NO") for r in results
+        columns = ["check", "metric", "bar", "reached", "met"]
+        show.console().print(show.table(f"checks of {workflow}", columns, [
+            (r.id, r.metric, f"{r.op} {r.bar:g}", r.summary(), r.met()) for r in results
         ]))  # fmt: skip
-    return 0 if all(r.ok for r in results) else 1
+    return 0 if all(r.ok for r in results if r.values or not stale) else 1
 
 
 def schedule(
@@ -177,7 +186,7 @@ def schedule(
 
     session = Session.open(workflow, home, workspace, model, tasks, seed, settings, False)
     if dry_run:
-        show.tell(f"a cycle of {workflow} every {seconds:.0f} s in {session.home}")
+        show.tell(f"a cycle of {workflow} every {seconds:.0f} s")
         return session.print_cycle_plan()
     scheduling.run(session.archive, workflow, one_cycle, every=seconds, cycles=cycles)
     return 0

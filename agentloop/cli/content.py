@@ -1,4 +1,7 @@
-"""Changing commands on content: `skills export`, `instructions edit`."""
+"""Changing commands on content: `skills export`, `instructions edit`.
+
+Goes in: a version in the log, or a person's text. Comes out: a folder, or a new version that serves.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,8 @@ def export_skill(
     """Write a learned skill as an Agent Skills folder that other agents can read."""
     from agentloop.records import Skill
     from agentloop.skills.library import export
-    from agentloop.store.archive import Archive
-    from agentloop.workspace import home as find_home
 
-    archive = Archive(find_home(home, create=False))
+    archive = opt.open_archive(home)
     skill = archive.get(id, Skill)
     if dry_run:
         show.tell(f"would write {folder / skill.name / 'SKILL.md'}")
@@ -46,16 +47,14 @@ def edit_instruction(
     from dataclasses import replace
 
     from agentloop.records import Bundle, Instruction
-    from agentloop.store.archive import Archive
     from agentloop.workspace import Workspace
-    from agentloop.workspace import home as find_home
 
     try:
         text = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"`{file}` cannot be read as UTF-8 text: {error}") from error
     name = Workspace.find(workspace).workflow(workflow).parent.name
-    archive = Archive(find_home(home, create=False))
+    archive = opt.open_archive(home)
     current = archive.alias(f"{name}/champion")
     if current is None:
         raise UsageError(f"`{name}` has no champion in this home yet; run: agentloop run {name}")

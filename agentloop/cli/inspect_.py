@@ -1,38 +1,43 @@
-"""Reading commands: `agentloop inspect NOUN [ID]`."""
+"""Reading commands: `agentloop inspect NOUN [ID]`.
+
+Goes in: a home. Comes out: a table (ids shortened), one record whole, or JSON with everything.
+"""
 
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from agentloop.cli import options as opt
 from agentloop.cli import show
-from agentloop.errors import UsageError
-from agentloop.records import Bundle, Instruction, Policy, Skill
+from agentloop.errors import UnknownName, UsageError
+from agentloop.records import Bundle, Instruction, Json, Policy, Skill, Verdict
+
+if TYPE_CHECKING:
+    from agentloop.store.archive import Archive
 
 inspect = typer.Typer(help="Read what was logged and learned.", no_args_is_help=True)
 Id = Annotated[str | None, typer.Argument(help="Show this one whole (a unique prefix will do).")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many rows, newest last.")]
-
-
-def _archive(home: Any) -> Any:
-    from agentloop.store.archive import Archive
-    from agentloop.workspace import home as find_home
-
-    return Archive(find_home(home, create=False))
+Solved = Annotated[
+    bool | None, typer.Option("--solved/--failed", help="Only solved, or only failed ones.")
+]
 
 
 @inspect.command()
 def trajectories(
-    id: Id = None, limit: Limit = 20, home: opt.Home = None, as_json: opt.AsJson = False,
-    solved: Annotated[bool | None, typer.Option("--solved/--failed")] = None,
+    id: Id = None, limit: Limit = 20, solved: Solved = None, home: opt.Home = None,
+    as_json: opt.AsJson = False,
 ) -> int:  # fmt: skip
     """Rollouts: what the model saw, said and got."""
     from agentloop.store.query import Query
 
-    archive = _archive(home)
+    archive = opt.open_archive(home)
     if id is not None:
         episode = archive.episode(id)
         if episode is None:
@@ -45,156 +50,189 @@ def trajectories(
             show.console().print(show.trace(episode))
         return 0
     episodes = archive.episodes(Query(success=solved))[-limit:]
+    states = [
+        e.failure.reason if e.failure else "solved" if e.success else "failed" for e in episodes
+    ]
+    if as_json:
+        opt.print_json([
+            {"id": e.id, "task": e.task.id, "family": e.task.family, "purpose": e.purpose,
+             "run": e.run, "bundle": e.bundle, "state": state, "calls": e.usage.calls,
+             "tokens": e.usage.tokens, "answer": e.answer}
+            for e, state in zip(episodes, states, strict=True)
+        ])  # fmt: skip
+        return 0
     rows = [
-        (e.id, e.task.family, e.purpose, "solved" if e.success else
-         e.failure.reason if e.failure else "failed", e.usage.calls, e.usage.tokens, e.answer or "")
-        for e in episodes
+        (show.short(e.id), e.task.family, e.purpose, state, e.usage.calls, e.usage.tokens,
+         show.line(e.answer or "", 40))
+        for e, state in zip(episodes, states, strict=True)
     ]  # fmt: skip
-    columns = ["id", "family", "purpose", "state", "calls", "tokens", "answer"]
-    return _table("trajectories", columns, rows, as_json)
+    _table("trajectories", ["id", "family", "purpose", "state", "calls", "tokens", "answer"], rows)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Noun:
+    """How one kind of artifact is shown."""
+
+    kind: type[Any]
+    title: str
+    columns: Sequence[str]
+    cells: Callable[[Any], Sequence[object]]
+    body: Callable[[Any], str]
+
+
+def _policy(policy: Policy) -> str:
+    lines = [f"base {policy.base}", f"dataset {policy.dataset}", f"sha256 {policy.sha256}"]
+    return "\n".join(lines + [f"{name} {value:.4g}" for name, value in policy.metrics.items()])
+
+
+def _bundle(bundle: Bundle) -> str:
+    lines = [f"instruction {bundle.instruction}"]
+    lines += [f"skill {skill}" for skill in bundle.skills]
+    return "\n".join(lines + [f"policy {role}: {name}" for role, name in bundle.policies.items()])
+
+
+_SKILLS = _Noun(
+    Skill, "skills", ("name", "from", "description"),
+    lambda s: (s.name, len(s.evidence), show.line(s.description, 100)), lambda s: s.document,
+)  # fmt: skip
+_INSTRUCTIONS = _Noun(
+    Instruction, "instructions", ("operator", "parent", "from", "text"),
+    lambda i: (
+        i.operator, " ".join(map(show.short, i.parents)), len(i.evidence), show.line(i.text, 100)
+    ),
+    lambda i: i.text,
+)  # fmt: skip
+_POLICIES = _Noun(
+    Policy, "policies", ("role", "dataset", "loss"),
+    lambda p: (p.role, show.short(p.dataset), p.metrics.get("last_loss")), _policy,
+)  # fmt: skip
+_BUNDLES = _Noun(
+    Bundle, "bundles", ("instruction", "skills", "policy"),
+    lambda b: (
+        show.short(b.instruction), len(b.skills), show.short(b.policies.get("agent"))
+    ),
+    _bundle,
+)  # fmt: skip
 
 
 @inspect.command()
 def skills(id: Id = None, home: opt.Home = None, as_json: opt.AsJson = False) -> int:
     """The skill library."""
-    return _artifacts(
-        Skill,
-        id,
-        home,
-        as_json,
-        ["id", "made", "name", "evidence", "description"],
-        lambda s: (s.name, len(s.evidence), s.description),
-        lambda s: s.document,
-    )
+    return _artifacts(_SKILLS, id, home, as_json)
 
 
 @inspect.command()
 def instructions(id: Id = None, home: opt.Home = None, as_json: opt.AsJson = False) -> int:
-    """The instruction population: every version, with operator and parents."""
-    return _artifacts(
-        Instruction,
-        id,
-        home,
-        as_json,
-        ["id", "made", "operator", "parents", "evidence", "text"],
-        lambda i: (i.operator, " ".join(i.parents), len(i.evidence), i.text[:80]),
-        lambda i: i.text,
-    )
+    """All instructions, with operator and parent."""
+    return _artifacts(_INSTRUCTIONS, id, home, as_json)
 
 
 @inspect.command()
 def policies(id: Id = None, home: opt.Home = None, as_json: opt.AsJson = False) -> int:
     """Adapters of the local model."""
-
-    def body(policy: Any) -> str:
-        lines = [f"base {policy.base}", f"dataset {policy.dataset}", f"sha256 {policy.sha256}"]
-        return "\n".join(lines + [f"{k} {v:.4g}" for k, v in policy.metrics.items()])
-
-    return _artifacts(
-        Policy,
-        id,
-        home,
-        as_json,
-        ["id", "made", "role", "dataset", "loss"],
-        lambda p: (p.role, p.dataset, p.metrics.get("last_loss")),
-        body,
-    )
+    return _artifacts(_POLICIES, id, home, as_json)
 
 
 @inspect.command()
 def bundles(id: Id = None, home: opt.Home = None, as_json: opt.AsJson = False) -> int:
     """Bundles: one version of each, and which serves."""
-
-    def body(bundle: Any) -> str:
-        lines = [f"instruction {bundle.instruction}"]
-        lines += [f"skill {skill}" for skill in bundle.skills]
-        return "\n".join(lines + [f"policy {role}: {p}" for role, p in bundle.policies.items()])
-
-    return _artifacts(
-        Bundle,
-        id,
-        home,
-        as_json,
-        ["id", "made", "instruction", "skills", "policy"],
-        lambda b: (b.instruction, len(b.skills), b.policies.get("agent")),
-        body,
-    )
+    return _artifacts(_BUNDLES, id, home, as_json)
 
 
 @inspect.command()
-def decisions(id: Id = None, home: opt.Home = None, as_json: opt.AsJson = False) -> int:
-    """Every verdict of the gate with its raw numbers; ID is a cycle."""
-    archive = _archive(home)
-    verdicts = archive.verdicts(id)
+def decisions(
+    id: Annotated[str | None, typer.Argument(help="A cycle: with the reasons.")] = None,
+    home: opt.Home = None, as_json: opt.AsJson = False,
+) -> int:  # fmt: skip
+    """The gate's verdicts with their numbers."""
+    from agentloop.store.query import Query
+
+    archive = opt.open_archive(home)
+    cycles = {entry.key: entry.scope for entry in archive.read(Query(kinds=("cycle",)))}
+    if id is not None:
+        chosen = [key for key in cycles if key.startswith((id, f"cycle-{id}"))]
+        if len(chosen) != 1:
+            raise UnknownName("cycle", id, cycles)
+        cycles = {chosen[0]: cycles[chosen[0]]}
+    found = {cycle: archive.verdicts(cycle) for cycle in cycles}
     if as_json:
-        opt.print_json([show.json_ready(v) for v in verdicts])
+        opt.print_json([
+            {"cycle": cycle, "workflow": cycles[cycle], **show.json_ready(verdict)}
+            for cycle, verdicts in found.items() for verdict in verdicts
+        ])  # fmt: skip
         return 0
+    if not any(found.values()):
+        _table("decisions", [], [])
+    for cycle, verdicts in found.items():
+        if verdicts:
+            _decided(f"{cycle} of {cycles[cycle]}", verdicts, reasons=id is not None)
+    return 0
+
+
+def _decided(title: str, verdicts: Sequence[Verdict], *, reasons: bool) -> None:
     rows = [
-        (v.subject, "passed" if v.passed else "no", v.n, show.percent(v.champion_rate),
-         show.percent(v.challenger_rate), show.points(v.effect),
-         f"{show.points(v.ci95[0])} to {show.points(v.ci95[1])}", f"{v.p:.2g}",
-         f"×{v.tokens_ratio:.2f}", v.reason)
+        (_subject(v), f"{'✓' if v.passed else '✗'} {v.reason.partition(':')[0]}", v.n,
+         f"{show.percent(v.champion_rate)} → {show.percent(v.challenger_rate)}",
+         f"{show.points(v.effect)} ({show.points(v.ci95[0])} to {show.points(v.ci95[1])})",
+         f"{v.p:.1g}", f"×{v.tokens_ratio:.2f}")
         for v in verdicts
     ]  # fmt: skip
-    columns = [
-        "subject",
-        "verdict",
-        "n",
-        "before",
-        "after",
-        "effect",
-        "95 % CI",
-        "p",
-        "tokens",
-        "why",
-    ]
-    return _table("decisions", columns, rows, False)
+    columns = ["subject", "verdict", "n", "solved", "effect, 95 % CI", "p", "tokens"]
+    _table(title, columns, rows)
+    for verdict in verdicts if reasons else ():
+        show.console().print(show.clean(f"  {_subject(verdict)}: {verdict.reason}", 400))
 
 
-def _artifacts(
-    kind: type[Any], id: str | None, home: Any, as_json: bool, columns: list[str], cells: Any, body: Any,
-) -> int:  # fmt: skip
-    archive = _archive(home)
+def _subject(verdict: Verdict) -> str:
+    return verdict.subject.replace("joint-without-", "no ")
+
+
+def _artifacts(noun: _Noun, id: str | None, home: Path | None, as_json: bool) -> int:
+    archive = opt.open_archive(home)
     if id is not None:
-        found_id = archive.id(id, kind)
-        artifact = archive.get(found_id, kind)
-        if as_json:
-            opt.print_json({"id": found_id, **show.json_ready(artifact)})  # type: ignore[dict-item]
-        else:
-            show.tell(found_id, style="bold")
-            show.console().print(show.clean(body(artifact), 20_000))
-            _lineage(archive, kind, found_id)
+        _one(archive, noun, archive.id(id, noun.kind), as_json)
         return 0
-    entries = archive.artifacts(kind)
-    serving = {row.bundle: name for name, row in archive.aliases().items()}
-    title = "policies" if kind is Policy else f"{kind.__name__.lower()}s"
+    entries = archive.artifacts(noun.kind)
+    serving = {pointer.bundle: name for name, pointer in archive.aliases().items()}
     if as_json:
-        opt.print_json(
-            [{"id": i, "alias": serving.get(i), **show.json_ready(a)} for i, a, _ in entries]
-        )  # type: ignore[dict-item]
+        opt.print_json([{"id": i, "alias": serving.get(i), **_json(a)} for i, a, _ in entries])
         return 0
+    columns, serves = ["id", "made", *noun.columns], noun.kind is Bundle
     rows = [
-        (f"{i} ← {serving[i]}" if i in serving else i, _when(at), *cells(a)) for i, a, at in entries
+        (show.short(i), _when(at), *noun.cells(a), *([serving.get(i, "")] if serves else []))
+        for i, a, at in entries
     ]
-    return _table(title, columns, rows, False)
-
-
-def _lineage(archive: Any, kind: type[Any], found_id: str) -> None:
-    parents = {i: tuple(getattr(a, "parents", ())) for i, a, _ in archive.artifacts(kind)}
-    if any(parents.values()):
-        from agentloop.networks import tree
-
-        show.console().print(show.clean(tree(parents, found_id)))
-
-
-def _table(title: str, columns: list[str], rows: list[Any], as_json: bool) -> int:
-    if as_json:
-        opt.print_json([dict(zip(columns, row, strict=True)) for row in rows])
-    elif not rows:
-        show.tell(f"no {title} in this home yet; make some: agentloop cycle WORKFLOW", style="dim")
-    else:
-        show.console().print(show.table(title, columns, rows))
+    _table(noun.title, [*columns, "serves"] if serves else columns, rows)
     return 0
+
+
+def _one(archive: Archive, noun: _Noun, found: str, as_json: bool) -> None:
+    artifact = archive.get(found, noun.kind)
+    if as_json:
+        opt.print_json({"id": found, **_json(artifact)})
+        return
+    show.tell(found, style="bold")
+    show.console().print(show.clean(noun.body(artifact), 20_000))
+    if noun.kind is not Bundle:
+        parents = {i: tuple(a.parents) for i, a, _ in archive.artifacts(noun.kind)}
+        if any(parents.values()):
+            from agentloop.networks import tree
+
+            show.console().print(show.clean(tree(parents, found)))
+
+
+def _json(artifact: object) -> dict[str, Json]:
+    from dataclasses import asdict
+
+    return asdict(artifact)  # type: ignore[call-overload, no-any-return]
+
+
+def _table(title: str, columns: list[str], rows: list[Any]) -> None:
+    if rows:
+        show.console().print(show.table(title, columns, rows))
+    else:
+        show.tell(f"no {title} in this home yet; make some: agentloop cycle WORKFLOW", style="dim")
 
 
 def _when(at: float) -> str:

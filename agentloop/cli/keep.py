@@ -1,8 +1,11 @@
-"""Commands on what is kept: search, rollback, store verify, store reindex."""
+"""Commands on what is kept: search, rollback, store verify, store reindex.
+
+Goes in: a home. Comes out: lines for a person, or one JSON document.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,12 +26,9 @@ def search(
     home: opt.Home = None, as_json: opt.AsJson = False,
 ) -> int:  # fmt: skip
     """Find trajectories, skills or instructions by meaning."""
-    from agentloop.store.archive import Archive
-    from agentloop.workspace import home as find_home
-
     if kind not in ("episode", "skill", "instruction"):
         raise UsageError(f"`--kind {kind}` is not one of episode, skill, instruction")
-    archive = Archive(find_home(home, create=False))
+    archive = opt.open_archive(home)
     hits = archive.search(kind, text, k, success=solved)
     rows = []
     for found_id, distance in hits:
@@ -43,8 +43,10 @@ def search(
     if as_json:
         opt.print_json(rows)
     else:
-        show.console().print(show.table(f"nearest to “{text}”", ["id", "distance", "state", "text"], [
-            (r["id"], r["distance"], r["state"], str(r["text"])[:120]) for r in rows
+        columns = ["id", "distance", "state", "text"]
+        show.console().print(show.table(f"nearest to “{text}”", columns, [
+            (show.short(str(r["id"])), r["distance"], r["state"], show.line(str(r["text"]), 100))
+            for r in rows
         ]))  # fmt: skip
     return 0
 
@@ -54,12 +56,10 @@ def rollback(
     as_json: opt.AsJson = False, dry_run: opt.DryRun = False,
 ) -> int:  # fmt: skip
     """Serve the bundle that was champion before this one again."""
-    from agentloop.store.archive import Archive
     from agentloop.workspace import Workspace
-    from agentloop.workspace import home as find_home
 
     name = Workspace.find(workspace).workflow(workflow).parent.name
-    archive = Archive(find_home(home, create=False))
+    archive = opt.open_archive(home)
     alias = f"{name}/champion"
     now = archive.alias(alias)
     if now is None:
@@ -77,14 +77,11 @@ def rollback(
 @store.command()
 def verify(home: opt.Home = None, as_json: opt.AsJson = False) -> int:
     """Walk the hash chain and check every record."""
-    from agentloop.store.archive import Archive
-    from agentloop.workspace import home as find_home
-
-    result = Archive(find_home(home, create=False)).verify()
+    result = opt.open_archive(home).verify()
     if as_json:
         opt.print_json(result)
     else:
-        problems = result["problems"]
+        problems: Any = result["problems"]
         state = "sound" if result["ok"] else f"{len(problems)} problems"
         show.tell(f"{result['rows']} rows, {state}", style="green" if result["ok"] else "bold red")
         for problem in problems:
@@ -95,10 +92,7 @@ def verify(home: opt.Home = None, as_json: opt.AsJson = False) -> int:
 @store.command()
 def reindex(home: opt.Home = None, as_json: opt.AsJson = False, dry_run: opt.DryRun = False) -> int:
     """Rebuild the search index from the log."""
-    from agentloop.store.archive import Archive
-    from agentloop.workspace import home as find_home
-
-    archive = Archive(find_home(home, create=False))
+    archive = opt.open_archive(home)
     count = archive.verify()["rows"] if dry_run else archive.reindex()
     if as_json:
         opt.print_json({"rows": count, "done": not dry_run})

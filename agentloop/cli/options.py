@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agentloop.errors import UsageError
+
+if TYPE_CHECKING:
+    from agentloop.store.archive import Archive
 
 Workflow = Annotated[str, typer.Argument(help="Name, folder or workflow.yaml.", metavar="WORKFLOW")]
 Home = Annotated[
@@ -56,7 +59,22 @@ def overrides(settings: list[str] | None) -> dict[str, object]:
     return found
 
 
+def open_archive(home: Path | None) -> Archive:
+    """The archive of a home that is in use. Raises `UsageError` when there is none: a command that
+    reads does not make one."""
+    from agentloop.store.archive import Archive
+    from agentloop.workspace import home as find_home
+
+    place = find_home(home, create=False)
+    if not (place / "log.db").is_file():
+        raise UsageError(
+            f"nothing was logged in `{place}` yet; run: agentloop run WORKFLOW, or give another "
+            "with --home DIR"
+        )
+    return Archive(place)
+
+
 def print_json(value: object) -> None:
-    """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """One JSON document on stdout, in ASCII: whatever a model wrote, a terminal is safe from it."""
+    sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()

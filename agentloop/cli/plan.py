@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-from agentloop.workflows.schema import Workflow
+from agentloop.workflows.load import Loaded
+from agentloop.workflows.schema import PartSpec
 
 
 @dataclass(frozen=True)
@@ -16,30 +18,27 @@ class Stage:
     what: str
 
 
-def cycle_plan(spec: Workflow) -> list[Stage]:
+@runtime_checkable
+class RollsOut(Protocol):
+    """A part that runs the agent says in a field or property how often at most."""
+
+    rollouts: int
+
+
+def cycle_plan(loaded: Loaded) -> list[Stage]:
     """Upper bounds per stage, from the workflow's numbers and its parts' defaults."""
-    from agentloop.refs import resolve
+    spec = loaded.spec
 
-    def number(part: str, fields: dict[str, object], name: str) -> int:
-        default = getattr(resolve(part), name, 0) if ":" in part and "./" not in part else 0
-        value = fields.get(name, default)
-        return value if isinstance(value, int) else 0
+    def rollouts(spec: PartSpec) -> int:
+        part = loaded.build(spec)
+        return part.rollouts if isinstance(part, RollsOut) else 0
 
-    collect = spec.collect
     stages = [
-        Stage(
-            "collect",
-            number(collect.use, collect.fields, "rollouts"),
-            "the champion practises on training tasks",
-        )
+        Stage("collect", rollouts(spec.collect), "the champion practises on training tasks")
     ]
     for name, lane in spec.lanes.items():
-        stages.append(Stage(name, number(lane.use, lane.fields, "rollouts"), lane.use))
+        stages.append(Stage(name, rollouts(lane), lane.use.rpartition(":")[2]))
     lanes = len(spec.lanes)
     comparisons = (1 + lanes + (1 + lanes if lanes > 1 else 0)) * spec.heldout.lanes
-    stages.append(
-        Stage(
-            "gate", comparisons + 2 * spec.heldout.n, "each lane alone, all together, each left out"
-        )
-    )
-    return stages
+    what = "each lane alone, all together, each left out"
+    return [*stages, Stage("gate", comparisons + 2 * spec.heldout.n, what)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from agentloop.cli import options as opt
@@ -28,8 +29,6 @@ class Session:
     """A loaded workflow, its archive and the options of the command."""
 
     loaded: Loaded
-    archive: Archive
-    home: Path
     workspace: Workspace
     model: str | None
     tasks: str | None
@@ -50,11 +49,20 @@ class Session:
         space = Workspace.find(workspace)
         loaded = load(workflow, space, opt.overrides(settings))  # type: ignore[arg-type]
         check_model(loaded, model)
-        place = find_home(home)
         return cls(
-            loaded=loaded, archive=Archive(place), home=place, workspace=space, model=model,
-            tasks=tasks, seed=seed, as_json=as_json, started=time.monotonic(), given_home=home,
+            loaded=loaded, workspace=space, model=model, tasks=tasks, seed=seed, as_json=as_json,
+            started=time.monotonic(), given_home=home,
         )  # fmt: skip
+
+    @cached_property
+    def home(self) -> Path:
+        """The state directory, made when it is first needed: a dry run leaves no trace."""
+        return find_home(self.given_home)
+
+    @cached_property
+    def archive(self) -> Archive:
+        """The home's archive."""
+        return Archive(self.home)
 
     def seconds(self) -> float:
         """Since the command began."""
@@ -155,7 +163,7 @@ class Session:
         """The stages of a cycle with their counts and price."""
         from agentloop.workflows.assemble import price_of
 
-        rows = cycle_plan(self.loaded.spec)
+        rows = cycle_plan(self.loaded)
         calls = sum(row.rollouts for row in rows) * self.loaded.spec.limits.turns
         usd = price_of(self.loaded, self.model, calls)
         if self.as_json:

@@ -1,7 +1,7 @@
-"""What a person sees: live progress, coloured traces, tables. Everything goes to stderr in JSON mode.
+"""What a person sees: live progress, coloured traces, tables; on stderr in JSON mode.
 
-Model and tool text is untrusted: it is printed as `Text`, never parsed as markup, with control
-characters removed.
+Goes in: records. Comes out: Rich renderables. Model and tool text is untrusted: it is printed as
+`Text`, never parsed as markup, with control characters removed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
@@ -19,7 +19,13 @@ from rich.text import Text
 
 from agentloop.records import Episode, Json
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Escape sequences of terminals first (whole), then what else moves the cursor or the reading order.
+_CONTROL = re.compile(
+    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b\[[0-?]*[ -/]*[@-~]"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_WIDE = 24
+"""Characters from which a column may wrap; shorter ones stay on one line."""
 _STYLES = {"system": "dim", "user": "cyan", "assistant": "green", "tool": "yellow"}
 
 
@@ -30,7 +36,7 @@ def console(*, as_json: bool = False) -> Console:
 
 def clean(text: str, limit: int = 2000) -> Text:
     """Untrusted text without control characters, cut in the middle when long."""
-    text = _CONTROL.sub("", text)
+    text = _CONTROL.sub("", text.replace("\r\n", "\n"))
     if len(text) > limit:
         text = f"{text[: limit // 2]} […] {text[-limit // 2 :]}"
     return Text(text)
@@ -72,7 +78,7 @@ class LiveProgress:
         """Without a terminal: a line at the start and the end of each stage."""
         if done == 0 or (done == total and self.spoken.get(stage) != total):
             self.spoken[stage] = done
-            self.out.print(Text(f"{stage}: {done}/{total} {note}".rstrip()))
+            self.out.print(clean(f"{stage}: {done}/{total} {note}".rstrip(), 200))
 
     def draw(self) -> Table:
         """The table of stages."""
@@ -87,29 +93,30 @@ class LiveProgress:
             bar.append("░" * (width - full), style="dim")
             table.add_row(
                 Text(stage), bar, Text(f"{done}/{total}"), Text(f"{spent:4.0f} s"), Text(left),
-                Text(note, style="dim"),
+                clean(note, 80),
             )  # fmt: skip
         return table
 
 
 def trace(episode: Episode, *, show_system: bool = True) -> Panel:
     """One trajectory as a coloured conversation."""
-    blocks: list[Text] = []
+    lines = Table.grid(padding=(0, 2, 0, 0))
+    lines.add_column(justify="right")
+    lines.add_column(overflow="fold")
     for trajectory in episode.trajectories:
         for node in trajectory.nodes:
-            message = node.message
+            message, style = node.message, _STYLES[node.message.role]
             if message.role == "system" and not show_system:
                 continue
-            line = Text(f"{message.role:>9} ", style=f"bold {_STYLES[message.role]}")
             body = clean(message.content or "", 1200)
-            body.stylize(_STYLES[message.role])
+            body.stylize(style)
             for call in message.tool_calls:
-                body.append(f"\n→ {call.name}({call.arguments})", style="magenta")
+                body.append_text(clean(f"\n→ {call.name}({call.arguments})", 1200))
             if node.sampled and node.token_ids:
                 body.append(f"  [{len(node.token_ids)} tokens]", style="dim")
-            blocks.append(line + body)
+            lines.add_row(Text(message.role, style=f"bold {style}"), body)
     return Panel(
-        Group(*blocks),
+        lines,
         title=headline(episode),
         title_align="left",
         border_style="green" if episode.success else "red",
@@ -129,15 +136,34 @@ def headline(episode: Episode) -> Text:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table; numbers to the right."""
-    drawn = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 2))
-    listed = [[_cell(cell) for cell in row] for row in rows]
+    """A table that stays readable at 80 columns: numbers to the right, short cells on one line,
+    and what is left of the width for the long ones."""
+    drawn = Table(
+        title=clean(title, 200), title_justify="left", title_style="bold", header_style="dim",
+        box=None, padding=(0, 2, 0, 0), pad_edge=False,
+    )  # fmt: skip
+    listed = [[clean(_cell(cell), 400) for cell in row] for row in rows]
     for at, column in enumerate(columns):
-        numeric = bool(listed) and all(_numeric(row[at]) for row in listed)
-        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        cells = [row[at].plain for row in listed]
+        long = any(len(cell) > _WIDE or "\n" in cell for cell in cells)
+        drawn.add_column(
+            column, justify="right" if cells and all(map(_numeric, cells)) else "left",
+            no_wrap=not long, overflow="fold", min_width=_WIDE if long else None,
+        )  # fmt: skip
     for row in listed:
-        drawn.add_row(*(clean(cell, 400) for cell in row))
+        drawn.add_row(*row)
     return drawn
+
+
+def short(name: str | None) -> str:
+    """An id as tables show it: its first eight hex digits, which every command takes for it."""
+    return "–" if name is None else name.partition("-")[2][:8] or name[:8]
+
+
+def line(text: str, limit: int = 80) -> str:
+    """The beginning of a text, on one line."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else f"{flat[: limit - 1]}…"
 
 
 def _cell(value: object) -> str:
@@ -147,7 +173,7 @@ def _cell(value: object) -> str:
 
 
 def _numeric(text: str) -> bool:
-    return bool(re.fullmatch(r"[+\-]?[\d.,e%×/–+\- ]+s?", text))
+    return bool(re.fullmatch(r"[+\-×$]*[\d.,e%/–+\- ]+s?", text))
 
 
 def percent(value: float | None) -> str:

@@ -1,4 +1,7 @@
-"""How the report of a cycle looks in a terminal."""
+"""How the report of a cycle looks in a terminal.
+
+Goes in: a `Report` and its session. Comes out: lines on stdout.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ def print_report(session: Session, report: Report) -> None:
         )
     out.print(line)
     columns = ["lane", "state", "effect", "95 % CI", "p", "tokens", "seconds"]
+    out.print()
     out.print(show.table("each lane alone", columns, [
         (name, lane.state, show.points(lane.effect), _interval(lane.ci95),
          None if lane.p is None else f"{lane.p:.1g}",
@@ -42,7 +46,9 @@ def print_report(session: Session, report: Report) -> None:
         out.print(show.clean(f"  {name}: {lane.reason}", 300))
     families = family_table(session, report)
     if families is not None:
+        out.print()
         out.print(families)
+    out.print()
     cost = report.cost
     show.tell(
         f"{cost.tokens} tokens, ${cost.usd:.4f}, {cost.seconds:.0f} s; "

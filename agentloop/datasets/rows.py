@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Literal
 
 from agentloop.records import Episode, Message, Node, Row, Trajectory
+from agentloop.trajectories.branches import branches
 
 Unusable = Literal["not_trainable", "no_samples", "no_token_ids", "misaligned_logprobs"]
 
@@ -51,29 +52,13 @@ def why_unusable(trajectory: Trajectory) -> Unusable | None:
         return "no_token_ids"
     if any(node.logprobs and len(node.logprobs) != len(node.token_ids) for node in sampled):
         return "misaligned_logprobs"
-    for path in branches(trajectory):
-        nodes = [trajectory.nodes[at] for at in _span(trajectory, path)]
+    for branch in branches(trajectory):
+        nodes = [trajectory.nodes[at] for at in _span(trajectory, branch.nodes)]
         pairs = pairwise(nodes)
         # The last unsampled message before a sample carries the ids of all between two samples.
         if any(after.sampled and not before.token_ids for before, after in pairs):
             return "no_token_ids"
     return None
-
-
-def branches(trajectory: Trajectory) -> list[tuple[int, ...]]:
-    """Node indices from root to leaf, one tuple per leaf, leaves in order."""
-    inner = {node.parent for node in trajectory.nodes}
-    paths = []
-    for leaf in range(len(trajectory.nodes)):
-        if leaf in inner:
-            continue
-        path: list[int] = []
-        at: int | None = leaf
-        while at is not None:
-            path.append(at)
-            at = trajectory.nodes[at].parent
-        paths.append(tuple(reversed(path)))
-    return paths
 
 
 def _span(trajectory: Trajectory, path: Sequence[int]) -> Sequence[int]:
@@ -85,7 +70,8 @@ def _span(trajectory: Trajectory, path: Sequence[int]) -> Sequence[int]:
 def _rows_of(episode: Episode, trajectory: Trajectory, system: str) -> list[Row]:
     rows = []
     trained: set[int] = set()
-    for path in branches(trajectory):
+    for branch in branches(trajectory):
+        path = branch.nodes
         span = _span(trajectory, path)
         fresh = {at for at in span if trajectory.nodes[at].sampled} - trained
         if not fresh:

@@ -7,7 +7,7 @@ resumed cycle pays for nothing twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,6 +93,7 @@ class Bench:
         """`samples` scored episodes per task, task by task; those known to the log are reused."""
         attempts = await self._orders(tasks, bundle, order)
         known = {one.id: self.archive.episode(one.id) for one in attempts}
+        known.update({one.id: one for one in await self._keep(_unscored(known.values()))})
         fresh = [one for one in attempts if not _usable(known[one.id])]
         if fresh:
             made = await self._run(fresh, order)
@@ -104,6 +105,7 @@ class Bench:
         """Groups of a few hundred: each is scored and acknowledged whole. A budget that is spent
         on the way ends the group early, and what was finished is kept."""
         made: list[Episode] = []
+        place = {attempt.id: at for at, attempt in enumerate(attempts)}
         self.progress(order.label or order.subject, 0, len(attempts))
         for start in range(0, len(attempts), _GROUP):
             group: list[Episode] = []
@@ -118,11 +120,15 @@ class Bench:
                     limits=self.limits, concurrency=self.concurrency, on_done=note,
                 )  # fmt: skip
             finally:
-                made += await self._keep(group)
+                # In the order of the attempts: what learners read from the log must not depend on
+                # which rollout happened to end first.
+                made += await self._keep(sorted(group, key=lambda one: place[one.id]))
         return made
 
     async def _keep(self, episodes: Sequence[Episode]) -> list[Episode]:
         """Score, log, tell the curriculum."""
+        if not episodes:
+            return []
         episodes = await score(self.reward, episodes)
         filed = [_filed(one) for one in episodes if one.trajectories and one.trajectories[0].nodes]
         await self.archive.add_episodes(filed, scope=self.workflow)
@@ -197,6 +203,11 @@ def _filed(episode: Episode) -> Episode:
     if _usable(episode):
         return replace(episode, score=None)
     return replace(episode, score=None, id=f"{episode.id}-failed-{episode.started:.6f}")
+
+
+def _unscored(episodes: Iterable[Episode | None]) -> list[Episode]:
+    """Those that were logged just before a crash and never got their score."""
+    return [one for one in episodes if one is not None and _usable(one) and one.score is None]
 
 
 def _usable(episode: Episode | None) -> bool:

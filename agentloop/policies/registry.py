@@ -35,7 +35,8 @@ class Policies:
         self, result: TrainingResult, *, base: str, role: str = "agent",
         dataset: str | None = None, parents: Sequence[str] = (),
     ) -> Policy:  # fmt: skip
-        """Copy the adapter in and return its record; admitting it again is the same policy.
+        """Copy the adapter in and return its record. The same weights for the same base and role
+        are the same policy, whose first record stays.
 
         Raises `StoreError` when the adapter is not what the trainer reported.
         """
@@ -60,8 +61,7 @@ class Policies:
                 for name in FILES:
                     shutil.copyfile(source / name, draft / name)
                 write_manifest(draft, {"policy": codec.to_json(policy)})
-        self.path(policy_id(policy))
-        return policy
+        return self.load(policy_id(policy))
 
     def path(self, name: str) -> Path:
         """The adapter's directory, after every file was compared with the manifest.

@@ -11,11 +11,12 @@ max(score) - log(max(probability)), which is several times quicker on CPU than `
 
 from __future__ import annotations
 
+import errno
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,8 +36,8 @@ class Slots:
         size = (shape.layers, 2, rows, shape.kv_heads, capacity, shape.head_dim)
         self.capacity = capacity
         self.token_bytes = shape.layers * 2 * shape.kv_heads * shape.head_dim * dtype.itemsize
-        if device.type == "cpu":  # calloc: zero, yet not resident before first use
-            raw = torch.from_numpy(np.zeros(prod(size) * dtype.itemsize, dtype=np.uint8))
+        if device.type == "cpu":
+            raw = torch.frombuffer(_reserve(prod(size) * dtype.itemsize), dtype=torch.uint8)
             self.kv = raw.view(dtype).view(size)
         else:
             self.kv = torch.zeros(size, dtype=dtype, device=device)
@@ -52,6 +53,19 @@ class Slots:
     def move(self, source: int, target: int, length: int) -> None:
         """Let row `target` be what row `source` was."""
         self.kv[:, :, target, :, :length] = self.kv[:, :, source, :, :length]
+
+
+def _reserve(size: int) -> mmap.mmap:
+    """Zeroed memory that becomes resident 4 KiB at a time: with huge pages the first token of a few
+    neighbouring rows would already make all their slots resident."""
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        try:
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+        except OSError as error:  # a kernel without huge pages has none to refuse
+            if error.errno != errno.EINVAL:
+                raise
+    return memory
 
 
 @dataclass(slots=True)

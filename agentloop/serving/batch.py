@@ -77,7 +77,7 @@ class Limits:
     """Sizes: rows decoded together, bytes of cached prefixes, prompt tokens per step, slot size."""
 
     max_batch: int = 64
-    cache_bytes: int = 512 * 2**20
+    cache_bytes: int = 384 * 2**20
     prefill_tokens: int = 512
     slot_tokens: int = 256
 

@@ -177,7 +177,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--max-batch", type=int, default=64)
     parser.add_argument("--max-model-len", type=int, default=0, help="0: the model's own")
-    parser.add_argument("--cache-mib", type=int, default=512, help="cached prefixes")
+    parser.add_argument("--cache-mib", type=int, default=384, help="cached prefixes")
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--parent-pid", type=int, default=0, help="end when this process ends")
     return parser.parse_args(argv)

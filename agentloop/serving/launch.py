@@ -32,9 +32,7 @@ _SET = {
     "TRANSFORMERS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONUNBUFFERED": "1",
-    # glibc keeps what large freed blocks leave behind unless they are mapped one by one
-    "MALLOC_MMAP_THRESHOLD_": "1048576",
-    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_ARENA_MAX": "1",  # one thread allocates tensors; a second heap would only fragment
 }
 
 

@@ -163,12 +163,14 @@ class LlamaLike:
             context=config.max_position_embeddings,
         )
         self.dtype, self.device, self.eps = dtype, device, float(config.rms_norm_eps)
+        # Tensors are packed or cloned: one that stays mapped keeps the whole file resident.
         self._checkpoint = checkpoint
         self.embed = self._take("model.embed_tokens.weight")
         head = "lm_head.weight" if "lm_head.weight" in checkpoint else "model.embed_tokens.weight"
         self.head = Packed(self.embed if "embed" in head else self._take(head))
         self.norm = self._take("model.norm.weight")
         self.layers = [self._layer(index) for index in range(self.shape.layers)]
+        del self._checkpoint
         self.rotary = LlamaRotaryEmbedding(config=config).to(device)
 
     @classmethod
@@ -184,7 +186,7 @@ class LlamaLike:
         return cls(config, Checkpoint(files), dtype=dtype, device=torch.device(device))
 
     def _take(self, name: str) -> Tensor:
-        return self._checkpoint.get(name).to(device=self.device, dtype=self.dtype)
+        return self._checkpoint.get(name).to(device=self.device, dtype=self.dtype, copy=True)
 
     def _fuse(self, prefix: str, names: Sequence[str]) -> Packed:
         weight = torch.cat([self._take(f"{prefix}.{name}.weight") for name in names])

@@ -1,7 +1,8 @@
 """A model directory in, checked tensors out; and SmolLM2's packaged GGUF to safetensors, once.
 
-The decision worth knowing: only safetensors are ever read (no pickles, no remote code). Tensors are
-memory-mapped, so rows of the embedding that are never looked up never become resident.
+The decision worth knowing: only safetensors are ever read (no pickles, no remote code), and the
+packaged GGUF is de-quantised to fp32 once, because the engine and the trainer must hold the same
+weights.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ so the masks are tested without a model.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -29,11 +30,13 @@ class Example:
 
 
 def check_row(row: Row) -> None:
-    """Raise `UsageError` unless the row has a sample and its parts are aligned."""
+    """Raise `UsageError` unless the row has a sample, a positive weight and aligned parts."""
     if len(row.segments) != len(row.sampled):
         raise UsageError(f"a row of episode `{row.episode}` has unaligned segments and flags")
     if row.logprobs and len(row.logprobs) != len(row.segments):
         raise UsageError(f"a row of episode `{row.episode}` has unaligned segments and log-probs")
+    if not 0 < row.weight < math.inf:
+        raise UsageError(f"a row of episode `{row.episode}` has the weight {row.weight}")
     pairs = zip(row.segments, row.sampled, strict=True)
     if not any(segment and flag for segment, flag in pairs):
         raise UsageError(f"a row of episode `{row.episode}` has no sampled token to learn from")

@@ -112,8 +112,9 @@ def alias_of(workflow: str) -> str:
 
 
 def check_model(loaded: Loaded, model: str | None) -> ModelSpec:
-    """What the model name means; raises `UsageError` before anything is written when it cannot
-    work (unknown form, no script, no weights)."""
+    """What the model name means; raises `UsageError` before anything is written when it or a part
+    of the workflow cannot work (unknown form, no script, no weights; a wrong key, no module)."""
+    loaded.check()
     spec = parse(model or loaded.spec.model)
     if spec.kind == "scripted" and loaded.spec.scripted is None:
         raise UsageError(

@@ -23,7 +23,9 @@ from agentloop.refs import resolve
 from agentloop.workflows.schema import PartSpec, Workflow, explain, validate
 from agentloop.workspace import Workspace
 
-_MAX_BYTES = 256 * 1024  # a workflow is a page or two; more is a mistake or an attack
+# A workflow is a page or two; more is a mistake or an attack.
+_MAX_CHARACTERS = 256 * 1024
+_MAX_DEPTH = 20
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,22 @@ class Loaded:
         """The live object of a part."""
         return build(part, self.folder)
 
+    def check(self) -> None:
+        """Build every part once, so that a wrong key or a missing module is told before anything
+        is written. Raises `UsageError` and its kinds."""
+        spec = self.spec
+        for module in spec.requires:
+            package = module.partition(".")[0]
+            if importlib.util.find_spec(package) is None:
+                raise MissingDependency(
+                    f"`{package}` (required by `{self.name}`)", f"pip install {package}"
+                )
+        parts = [spec.tasks, spec.reward, spec.collect, spec.gate, *spec.lanes.values()]
+        if spec.scripted is not None:
+            parts += [spec.scripted.tasks, spec.scripted.reward or spec.reward]
+        for part in parts:
+            self.build(part)
+
     def digest(self) -> str:
         """Hash of the workflow as resolved, with the Python and data files beside it."""
         state = hashlib.blake2b(digest_size=16)
@@ -56,47 +74,58 @@ class Loaded:
 def load(name: str, workspace: Workspace, overrides: Mapping[str, Json] | None = None) -> Loaded:
     """The workflow `name`, with `overrides` (dotted key -> value) applied before validation.
 
-    Raises `UsageError` for unreadable YAML, `UnknownName` for unknown keys and names,
-    `MissingDependency` when a module it requires is absent.
+    Raises `UsageError` for unreadable YAML, `UnknownName` for unknown keys and names.
     """
     path = workspace.workflow(name)
     data = read_yaml(path)
     if isinstance(data, dict):
         for key, value in (overrides or {}).items():
             _set(data, key.split("."), value, str(path))
-    spec = validate(data, _where(path))
-    for module in spec.requires:
-        if importlib.util.find_spec(module) is None:
-            raise MissingDependency(
-                f"`{module}` (required by `{path.parent.name}`)", f"pip install {module}"
-            )
-    return Loaded(path.parent.name, path, spec)
+    return Loaded(path.parent.name, path, validate(data, _where(path)))
 
 
 def read_yaml(path: Path) -> object:
     """Safely loaded YAML. Raises `UsageError` with the line of the fault."""
+    where = _where(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"`{path}` cannot be read: {error}") from error
-    if len(text) > _MAX_BYTES:
-        raise UsageError(f"`{path}` has {len(text)} characters; at most {_MAX_BYTES} are allowed")
-    if any(isinstance(token, yaml.AliasToken) for token in _tokens(text, path)):
-        raise UsageError(f"`{path}` uses a YAML alias (`*name`); write the value out instead")
-    data: object = yaml.safe_load(text)
+    if len(text) > _MAX_CHARACTERS:
+        raise UsageError(
+            f"`{where}` has {len(text)} characters; at most {_MAX_CHARACTERS} are allowed"
+        )
+    try:
+        _refuse_traps(text, where)
+        data: object = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f" line {mark.line + 1}" if mark else ""
+        raise UsageError(f"`{where}`{line} is not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise UsageError(f"`{where}` is not valid YAML: {problem}") from error
     return data
 
 
-def _tokens(text: str, path: Path) -> list[yaml.Token]:
-    try:
-        tokens = list(yaml.scan(text, Loader=yaml.SafeLoader))
-        yaml.safe_load(text) if not any(isinstance(t, yaml.AliasToken) for t in tokens) else None
-        return tokens
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise UsageError(f"`{_where(path)}`{line} is not valid YAML: {problem}") from error
+def _refuse_traps(text: str, where: str) -> None:
+    """Events are read one by one, so that deep nesting, on which the full parser is quadratic, and
+    aliases, which can make a small file huge, are found before they cost anything."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise UsageError(
+                f"`{where}` line {line} uses a YAML alias (`*name`); write the value out instead"
+            )
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _MAX_DEPTH:
+            raise UsageError(
+                f"`{where}` line {line} is nested deeper than {_MAX_DEPTH} levels; flatten it"
+            )
 
 
 def build(part: PartSpec, folder: Path) -> Any:

@@ -7,7 +7,8 @@ their keys are the fields of the part and are checked when it is built (`load.bu
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -68,7 +69,11 @@ class Check(_Strict):
 
 
 def _part(value: Any) -> Any:
-    return {"use": value} if isinstance(value, str) else value
+    if isinstance(value, str):
+        return {"use": value}
+    if isinstance(value, dict | PartSpec):
+        return value
+    raise ValueError("write `package.module:Name`, or {use: package.module:Name, key: value}")
 
 
 PartField = Annotated[PartSpec, BeforeValidator(_part)]
@@ -116,12 +121,25 @@ class Workflow(_Strict):
     claim: str = ""
     """One sentence for the index: what this folder shows."""
     seed_paper: str = ""
+    """Title and link of the paper that this folder starts from."""
+    faithful: str = ""
+    """What is done as in the paper."""
+    reduced: str = ""
+    """What is smaller or other than in the paper."""
     requires: tuple[str, ...] = ()
     """Importable modules that must be installed."""
     modules: tuple[str, ...] = ()
     """Shipped modules whose change makes the results stale."""
     ablations: dict[str, dict[str, Json]] = Field(default_factory=dict)
     checks: tuple[Check, ...] = ()
+
+    @model_validator(mode="after")
+    def _limits_allow_something(self) -> Workflow:
+        for name, section in (("limits", self.limits), ("budget", self.budget)):
+            for key, value in asdict(section).items():
+                if value is not None and value <= 0:
+                    raise ValueError(f"`{name}.{key}` must be above 0, or left out")
+        return self
 
     @model_validator(mode="after")
     def _ablations_exist(self) -> Workflow:
@@ -135,7 +153,7 @@ class Workflow(_Strict):
 
 
 def validate(data: object, where: str) -> Workflow:
-    """A `Workflow`; raises `UsageError` or `UnknownName` with one sentence about the first fault."""
+    """A `Workflow`; raises `UsageError` or `UnknownName` about the first fault."""
     if not isinstance(data, dict):
         raise UsageError(f"`{where}` must be a mapping with the keys title, tasks, reward, ...")
     try:
@@ -152,12 +170,16 @@ def explain(error: ValidationError, where: str, model: type[Any]) -> UsageError:
     if _unknown(fault):
         known = _keys(model, path[:-1])
         inside = f" of `{'.'.join(path[:-1])}`" if path[:-1] else ""
-        return UnknownName(f"key{inside} in `{where}`", path[-1], known)
+        return UnknownName(f"key{inside} in `{where}`:", path[-1], known)
+    if model is Workflow and path[-1:] == ["[key]"]:
+        return UnknownName(f"key of `{path[0]}` in `{where}`:", path[-2], get_args(Lanes))
     if fault["type"] == "missing":
         return UsageError(f"`{where}` lacks the key `{'.'.join(path)}`; add it")
     detail = fault["msg"].removeprefix("Value error, ")
-    at = f" at `{'.'.join(path)}`" if path else ""
-    return UsageError(f"`{where}`{at}: {detail} (given: {_short(fault.get('input'))})")
+    if not path:
+        return UsageError(f"`{where}`: {detail}")
+    at, given = ".".join(path), _short(fault.get("input"))
+    return UsageError(f"`{where}` at `{at}`: {detail} (given: {given})")
 
 
 def _unknown(fault: Any) -> bool:
@@ -173,11 +195,10 @@ def _keys(model: type[Any], path: list[str]) -> list[str]:
     fields: Any = getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {})
     names = {
         "limits": Limits.__dataclass_fields__, "budget": Budget.__dataclass_fields__,
-        "decoding": Decoding.model_fields, "heldout": HeldOut.model_fields, "checks": Check.model_fields,
-        "scripted": ScriptedRun.model_fields, "prices": Price.model_fields,
+        "decoding": Decoding.model_fields, "heldout": HeldOut.model_fields,
+        "checks": Check.model_fields, "scripted": ScriptedRun.model_fields,
+        "prices": Price.model_fields,
     }  # fmt: skip
     if path and model is Workflow:
-        if path[0] == "lanes" and len(path) == 1:
-            return ["instructions", "skills", "policy"]
         return list(names.get(path[0], {}))
     return list(fields)

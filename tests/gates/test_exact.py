@@ -111,14 +111,11 @@ def test_the_interval_covers_what_it_should() -> None:
         difference_ci95(1, -1, 0, 0)
 
 
-def test_interval_textbook_values() -> None:
-    """Altman and others, "Statistics with confidence" (2000), table 6.2; Bentur and others (2009)
-    as in Fagerland and others (2014). The first one needs the correction of the correlation."""
-    for table, low, high in (((14, 5, 0, 22), 0.011, 0.226), ((1, 1, 7, 12), -0.507, -0.026)):
-        assert difference_ci95(*table) == (
-            pytest.approx(low, abs=5e-4),
-            pytest.approx(high, abs=5e-4),
-        )
+def test_interval_agrees_with_another_implementation() -> None:
+    """Values that the R package contingencytables tests for (59, 6, 16, 80 are of Cavo and others
+    2012); the second one is zero correlation only by the correction."""
+    assert difference_ci95(59, 6, 16, 80) == pytest.approx((-0.1186, -0.0046), abs=5e-5)
+    assert difference_ci95(1, 0, 0, 1) == pytest.approx((-0.5734, 0.5734), abs=5e-5)
 
 
 def test_wilson_textbook_values() -> None:

@@ -43,6 +43,8 @@ def test_without_a_prompt_the_segments_are_all() -> None:
         replace(ROW, sampled=(False, False, False)),
         replace(ROW, segments=((), (20,), ())),
         replace(ROW, logprobs=((-0.1, -0.1),)),
+        replace(ROW, weight=0.0),
+        replace(ROW, weight=float("nan")),
     ],
 )
 def test_a_malformed_row_is_refused(broken: Row) -> None:
