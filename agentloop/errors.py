@@ -51,7 +51,8 @@ class UnknownName(UsageError):
     def __init__(self, kind: str, given: str, known: Iterable[str]) -> None:
         names = sorted(known)
         near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(names) or 'none'}"
+        some = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+        hint = f"did you mean `{near[0]}`?" if near else f"known: {some or 'none'}"
         super().__init__(f"unknown {kind} `{given}`; {hint}")
         self.kind, self.given, self.known = kind, given, tuple(names)
 

@@ -1,5 +1,8 @@
-"""A small workspace with the instructions and skills lanes, for tests of resuming: eight rules, two
-per task, four of them known from the start (so that some tasks are solved and skills come of it)."""
+"""A small workspace with the instructions and skills lanes, for tests of resuming.
+
+Eight rules, two per task, four of them known from the start, so that some tasks are solved and
+skills come of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The Typer application: which commands there are. Each command's module says what it does."""
+"""The Typer application: which commands there are. Each command's module says what it does.
+
+Goes in: arguments. Comes out: an exit code. Imports nothing heavy, so that `--help` is quick.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("init")(start.init)
-app.command("setup")(start.setup)
-app.command("doctor")(start.doctor)
+app.command("init", short_help="Write a workspace of your own, ready to run.")(start.init)
+app.command("setup", short_help="Install the local model.")(start.setup)
+app.command("doctor", short_help="What is here, and what mends what is missing.")(start.doctor)
 app.command("run")(agents.run)
 app.command("eval")(agents.evaluate)
-app.command("cycle")(agents.cycle)
-app.command("check")(agents.check)
+app.command("cycle", short_help="Collect, improve three lanes, judge, promote.")(agents.cycle)
+app.command("check", short_help="Measure what a workflow claims.")(agents.check)
 app.command("schedule")(agents.schedule)
 app.command("search")(keep.search)
 app.command("rollback")(keep.rollback)
@@ -35,6 +38,9 @@ app.add_typer(content.instructions, name="instructions")
 # Typer brings its own copy of click; its public face is `BadParameter`, a kind of `UsageError`, a
 # kind of `ClickException`.
 _ClickException = typer.BadParameter.__mro__[2]
+
+
+_INTERRUPTED = 130
 
 
 def command(arguments: list[str]) -> int:
@@ -50,4 +56,6 @@ def command(arguments: list[str]) -> int:
     except _ClickException as error:
         error.show()  # type: ignore[attr-defined]
         return 2
+    if result == _INTERRUPTED:  # what typer makes of Ctrl-C
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0

@@ -1,6 +1,6 @@
 """Changing commands on content: `skills export`, `instructions edit`.
 
-Goes in: a version in the log, or a person's text. Comes out: a folder, or a new version that serves.
+Goes in: a version in the log, or a person's text. Comes out: a folder, or a version that serves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def export_skill(
     folder: Annotated[Path, typer.Argument(help="Where to write NAME/SKILL.md.")],
     home: opt.Home = None, dry_run: opt.DryRun = False,
 ) -> int:  # fmt: skip
-    """Write a learned skill as an Agent Skills folder that other agents can read."""
+    """Write a skill as an Agent Skills folder for other agents."""
     from agentloop.records import Skill
     from agentloop.skills.library import export
 
@@ -43,7 +43,7 @@ def edit_instruction(
     file: Annotated[Path, typer.Argument(help="The new text.")],
     home: opt.Home = None, workspace: opt.Space = None, dry_run: opt.DryRun = False,
 ) -> int:  # fmt: skip
-    """Make a person's text the champion's instruction; `agentloop rollback` undoes it."""
+    """Make a text of yours the champion's instruction."""
     from dataclasses import replace
 
     from agentloop.records import Bundle, Instruction

@@ -172,16 +172,16 @@ def decisions(
 
 def _decided(title: str, verdicts: Sequence[Verdict], *, reasons: bool) -> None:
     rows = [
-        (_subject(v), f"{'✓' if v.passed else '✗'} {v.reason.partition(':')[0]}", v.n,
-         f"{show.percent(v.champion_rate)} → {show.percent(v.challenger_rate)}",
+        (_subject(v), "✓ passed" if v.passed else "✗ no", v.n,
+         f"{100 * v.champion_rate:.0f} → {show.percent(v.challenger_rate)}",
          f"{show.points(v.effect)} ({show.points(v.ci95[0])} to {show.points(v.ci95[1])})",
          f"{v.p:.1g}", f"×{v.tokens_ratio:.2f}")
         for v in verdicts
     ]  # fmt: skip
     columns = ["subject", "verdict", "n", "solved", "effect, 95 % CI", "p", "tokens"]
     _table(title, columns, rows)
-    for verdict in verdicts if reasons else ():
-        show.console().print(show.clean(f"  {_subject(verdict)}: {verdict.reason}", 400))
+    if reasons:
+        show.console().print(show.pairs((_subject(v), v.reason) for v in verdicts))
 
 
 def _subject(verdict: Verdict) -> str:

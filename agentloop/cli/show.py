@@ -135,6 +135,16 @@ def headline(episode: Episode) -> Text:
     return clean(f"{episode.task.id}  {verdict}", 160)
 
 
+def pairs(rows: Iterable[tuple[str, str]]) -> Table:
+    """Names and what is said about each, below each other."""
+    drawn = Table.grid(padding=(0, 2, 0, 0))
+    drawn.add_column(style="dim", no_wrap=True)
+    drawn.add_column(overflow="fold")
+    for name, text in rows:
+        drawn.add_row(clean(name, 80), clean(text, 400))
+    return drawn
+
+
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """A table that stays readable at 80 columns: numbers to the right, short cells on one line,
     and what is left of the width for the long ones."""

@@ -42,8 +42,7 @@ def print_report(session: Session, report: Report) -> None:
          None if lane.tokens_ratio is None else f"×{lane.tokens_ratio:.2f}", round(lane.seconds))
         for name, lane in report.lanes.items()
     ]))  # fmt: skip
-    for name, lane in report.lanes.items():
-        out.print(show.clean(f"  {name}: {lane.reason}", 300))
+    out.print(show.pairs((name, lane.reason) for name, lane in report.lanes.items()))
     families = family_table(session, report)
     if families is not None:
         out.print()

@@ -16,6 +16,7 @@ from typing import Literal
 
 from agentloop.records import Episode, Message, Node, Row, Trajectory
 from agentloop.trajectories.branches import branches
+from agentloop.trajectories.examples import EXAMPLE, split_turns
 
 Unusable = Literal["not_trainable", "no_samples", "no_token_ids", "misaligned_logprobs"]
 
@@ -94,8 +95,12 @@ def _rows_of(episode: Episode, trajectory: Trajectory, system: str) -> list[Row]
 
 
 def _prompt(messages: Iterable[Message], system: str) -> tuple[Message, ...]:
-    head = (Message(role="system", content=system),) if system else ()
-    return head + tuple(message for message in messages if message.role != "system")
+    """The bare prompt as it will be served: examples that belong to `system` are turns, those that
+    were only lent are gone."""
+    text, turns = split_turns(system)
+    head = (Message(role="system", content=text),) if text else ()
+    own = (one for one in messages if one.role != "system" and one.name != EXAMPLE)
+    return (*head, *turns, *own)
 
 
 def _segments(

@@ -24,6 +24,7 @@ from agentloop.records import (
     Sampling,
     Usage,
 )
+from agentloop.trajectories.examples import split_turns
 from agentloop.trajectories.recorder import Recorder
 
 
@@ -39,8 +40,14 @@ class LimitReached(Exception):
 class LentModel:
     """A `ports.Model` for one rollout; make it on the event loop that its model lives on."""
 
-    def __init__(self, model: Model, attempt: Attempt, limits: Limits) -> None:
+    def __init__(
+        self, model: Model, attempt: Attempt, limits: Limits, *, turns: bool = False
+    ) -> None:
+        """With `turns` the worked examples in the system text become chat turns before the
+        graph's own messages: for models that call tools in plain text."""
         self._model, self._attempt, self._limits = model, attempt, limits
+        own = (attempt.system, ())
+        self._system, self._lent = split_turns(attempt.system) if turns else own
         self._loop = asyncio.get_running_loop()
         self._started = time.monotonic()
         self._calls = 0
@@ -118,21 +125,27 @@ class LentModel:
         )
         return replace(
             request,
-            messages=self.recorder.prepare(with_system(attempt.system, request.messages)),
+            messages=self.recorder.prepare(
+                with_system(self._system, request.messages, lent=self._lent)
+            ),
             sampling=sampling,
             policy=attempt.policy,
             key=f"{attempt.id}/{number}",
         )
 
 
-def with_system(text: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """`messages` with `text` as the system message; the agent's own follows after a blank line."""
-    if not text:
-        return messages
+def with_system(
+    text: str, messages: tuple[Message, ...], *, lent: tuple[Message, ...] = ()
+) -> tuple[Message, ...]:
+    """`messages` with `text` as the system message (the agent's own follows after a blank line)
+    and the `lent` turns after it."""
+    own: tuple[Message, ...] = ()
     if messages and messages[0].role == "system":
-        own = messages[0]
-        return (replace(own, content=f"{text}\n\n{own.content}"), *messages[1:])
-    return (Message(role="system", content=text), *messages)
+        own, messages = messages[:1], messages[1:]
+    if text:
+        content = f"{text}\n\n{own[0].content}" if own else text
+        own = (replace(own[0], content=content) if own else Message(role="system", content=content),)
+    return (*own, *lent, *messages)
 
 
 def merge(own: Sampling, given: Sampling) -> Sampling:

@@ -124,7 +124,7 @@ class _Batch:
     async def rollout(self, attempt: Attempt) -> Episode:
         """One attempt to its end; raises nothing but cancellation from outside."""
         started, clock = time.time(), time.monotonic()
-        lent = LentModel(self.model, attempt, self.limits)
+        lent = LentModel(self.model, attempt, self.limits, turns=not self.native_tools)
         answer, failure = None, None
         if self.spent is not None:
             failure = Failure(reason="budget", detail=_line(self.spent))

@@ -110,9 +110,11 @@ class Bench:
         for start in range(0, len(attempts), _GROUP):
             group: list[Episode] = []
 
-            def note(episode: Episode, group: list[Episode] = group) -> None:
+            def note(
+                episode: Episode, group: list[Episode] = group, before: int = len(made)
+            ) -> None:
                 group.append(episode)
-                self.progress(order.label or order.subject, len(made) + len(group), len(attempts))
+                self.progress(order.label or order.subject, before + len(group), len(attempts))
 
             try:
                 await self.runner.run(

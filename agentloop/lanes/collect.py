@@ -1,16 +1,14 @@
-"""Collect: the champion practises on training tasks, with its own successes lent as examples.
+"""Collect: the champion practises on training tasks, with worked examples lent to it.
 
-Goes in: the bench. Comes out: scored episodes in the log, and counts. The first round samples the
-champion as it is. In later rounds each task is lent the nearest successes so far (found by
-meaning), which turns a rare success into many; what is lent is recorded in the
-prompt that the episode keeps, and training leaves it out again.
+Goes in: the bench. Comes out: scored episodes in the log, and counts. In the first round every
+task is lent the same few generic examples (of calling a tool at all, say); in later rounds each is
+lent the nearest successes of the rounds before, which turns a rare success into many. What was
+lent is marked in the trajectory, and training leaves it out again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
 
 from agentloop.lanes.bench import Bench, Lend, Order
 from agentloop.ports import part
@@ -18,26 +16,24 @@ from agentloop.records import Episode, Json, Task
 from agentloop.skills.similarity import embed
 from agentloop.trajectories.examples import format_example, uses_tools
 
-_HEADING = "## Worked examples"
-
 
 @part
 class Explore:
-    """`rounds` of `tasks` tasks with `samples` each; the first is the champion alone."""
+    """`rounds` rounds: the first of `tasks` tasks with `samples` each, later ones of `practice`
+    tasks with one sample each."""
 
-    rounds: int = 2
+    rounds: int = 3
     tasks: int = 16
-    """Tasks in the first round."""
     samples: int = 2
-    """Samples of each task in the first round."""
-    temperature: float = 0.8
-    practice: int = 16
-    """Tasks in each later round, one sample each."""
+    practice: int = 24
+    temperature: float = 0.7
+    starter: str = ""
+    """Worked examples (`Question: ...`) lent in the first round, and later to tasks that are near
+    to no success."""
     examples: int = 2
     """Successes lent per task in later rounds."""
-    practice_temperature: float = 0.3
     nearness: float = 0.75
-    """Cosine below which a success is no example for a task."""
+    """Cosine below which a success is of another kind than the task."""
 
     @property
     def rollouts(self) -> int:
@@ -50,45 +46,37 @@ class Explore:
         drawn = bench.tasks.draw(
             self.tasks + (self.rounds - 1) * self.practice, split="train", seed=bench.seed
         )
-        order = Order(
-            purpose="collect",
-            subject="collect 1",
-            samples=self.samples,
-            temperature=self.temperature,
-        )
-        episodes = await bench.attempt(drawn[: self.tasks], champion, order)
-        counts: list[Json] = [_count(episodes)]
-        for number in range(1, self.rounds):
-            start = self.tasks + (number - 1) * self.practice
-            tasks = drawn[start : start + self.practice]
-            lent = self.lend(bench, tasks, episodes)
+        start, counts = 0, list[Json]()
+        episodes: list[Episode] = []
+        for number in range(1, self.rounds + 1):
+            size, samples = (self.tasks, self.samples) if number == 1 else (self.practice, 1)
+            tasks = drawn[start : start + size]
+            start += size
             order = Order(
-                purpose="collect",
-                subject=f"collect {number + 1}",
-                temperature=self.practice_temperature,
-                lend=lent,
-            )
+                purpose="collect", subject=f"collect {number}", samples=samples,
+                temperature=self.temperature, lend=self.lend(bench, tasks, episodes),
+            )  # fmt: skip
             made = await bench.attempt(tasks, champion, order)
-            counts.append(_count(made))
+            solved = sum(one.success for one in made)
+            counts.append({"rollouts": len(made), "solved": solved})
             episodes += made
         return {"rounds": counts}
 
     def lend(self, bench: Bench, tasks: Sequence[Task], seen: Sequence[Episode]) -> Lend:
-        """For each task the nearest of the successes `seen` in earlier rounds, those that used a
-        tool where there are any. Only earlier rounds count, so that a resumed cycle lends the
-        same."""
+        """For each task the nearest of the successes `seen` in earlier rounds, the shortest first
+        among those equally near, the best one last (a model imitates the last most), and those that
+        used a tool where there are any. Only earlier
+        rounds count, so that a resumed cycle lends the same."""
         found = [one for one in seen if one.success]
         found = [one for one in found if uses_tools(one)] or found
+        texts = [format_example(one) for one in found]
         lent: dict[str, list[str]] = {}
         if found and tasks:
             known = embed([one.task.prompt for one in found], bench.embedder)
             near = embed([task.prompt for task in tasks], bench.embedder) @ known.T
             for task, row in zip(tasks, near, strict=True):
-                order = [at for at in np.argsort(-row, kind="stable") if row[at] >= self.nearness]
-                texts = list(dict.fromkeys(format_example(found[at]) for at in order))
-                lent[task.id] = [_HEADING, *texts[: self.examples]] if texts else []
-        return lambda task: lent.get(task.id, [])
-
-
-def _count(episodes: Sequence[Episode]) -> dict[str, Json]:
-    return {"rollouts": len(episodes), "solved": sum(one.success for one in episodes)}
+                order = sorted(range(len(texts)), key=lambda at: (-round(row[at], 2), len(texts[at])))
+                chosen = list(dict.fromkeys(texts[at] for at in order))[: self.examples][::-1]
+                strange = row.max() < self.nearness
+                lent[task.id] = [self.starter, *chosen] if strange else chosen
+        return lambda task: lent.get(task.id, [self.starter])

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from agentloop.errors import UsageError
 from agentloop.serving.adapters import Adapter, load_adapter
@@ -107,20 +107,13 @@ class Engine:
             self.decoder = PlainDecoder(folder, dtype=DTYPES[kind], device=device)
             self.context, self.vocab = self.decoder.context, self.decoder.vocab
         self.context = min(self.context, self.options.context or self.context)
-        self.eos = self._ends(folder)
+        self.eos = _ends(self.tokenizer, folder)
         self.adapters: dict[str, Adapter] = {}
         self._loads = 0
         self._inbox: queue.Queue[Callable[[], None] | None] = queue.Queue(self.options.pending)
         self._rows: dict[int, tuple[Row, Callable[[], None], Future[Generated]]] = {}
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
-
-    def _ends(self, folder: Path) -> frozenset[int]:
-        found: list[int | None] = [self.tokenizer.eos_token_id, end_of_turn(self.tokenizer)]
-        if (folder / "generation_config.json").is_file():
-            value = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
-            found += value if isinstance(value, list) else [value]
-        return frozenset(token for token in found if token is not None)
 
     def submit(self, work: Generation) -> Future[Generated]:
         """Queue a request; cancel the future to stop it.
@@ -235,33 +228,16 @@ class Engine:
             draw=Draw(sampling),
             adapter=adapter,
             eos=self.eos,
-            stops=self._stopper(sampling.stop) if sampling.stop else None,
+            stops=_stopper(self.tokenizer, sampling.stop) if sampling.stop else None,
             cancelled=future.cancelled,
         )
 
         def end() -> None:
             if row.finish != "cancelled" and future.set_running_or_notify_cancel():
-                future.set_result(self._result(row, scores))
+                future.set_result(_result(self.tokenizer, row, scores))
 
         self._rows[id(row)] = (row, end, future)
         self.decoder.add(row)
-
-    def _stopper(self, stop: Sequence[str]) -> Callable[[list[int]], bool]:
-        # A stop string of n characters spans at most about 4n byte-level tokens.
-        tail = 4 * max(map(len, stop)) + 8
-
-        def stops(tokens: list[int]) -> bool:
-            text = self.tokenizer.decode(tokens[-tail:], skip_special_tokens=True)
-            return any(mark in text for mark in stop)
-
-        return stops
-
-    def _result(self, row: Row, scores: list[float] | None) -> Generated:
-        text = self.tokenizer.decode(row.tokens, skip_special_tokens=True)
-        cuts = [at for mark in row.draw.sampling.stop if (at := text.find(mark)) >= 0]
-        if cuts:
-            text = text[: min(cuts)]
-        return Generated(row.prompt, row.tokens, row.logprobs, text, row.finish, row.cached, scores)
 
     def _work(self) -> None:
         while True:
@@ -299,3 +275,32 @@ class Engine:
             self.decoder = Decoder(self.decoder.model, self.decoder.limits)
         else:
             self.decoder.waiting.clear()
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase, folder: Path) -> frozenset[int]:
+    found: list[int | None] = [tokenizer.eos_token_id, end_of_turn(tokenizer)]
+    if (folder / "generation_config.json").is_file():
+        value = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+        found += value if isinstance(value, list) else [value]
+    return frozenset(token for token in found if token is not None)
+
+
+def _stopper(
+    tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]
+) -> Callable[[list[int]], bool]:
+    # A stop string of n characters spans at most about 4n byte-level tokens.
+    tail = 4 * max(map(len, stop)) + 8
+
+    def stops(tokens: list[int]) -> bool:
+        text = tokenizer.decode(tokens[-tail:], skip_special_tokens=True)
+        return any(mark in text for mark in stop)
+
+    return stops
+
+
+def _result(tokenizer: PreTrainedTokenizerBase, row: Row, scores: list[float] | None) -> Generated:
+    text = tokenizer.decode(row.tokens, skip_special_tokens=True)
+    cuts = [at for mark in row.draw.sampling.stop if (at := text.find(mark)) >= 0]
+    if cuts:
+        text = text[: min(cuts)]
+    return Generated(row.prompt, row.tokens, row.logprobs, text, row.finish, row.cached, scores)

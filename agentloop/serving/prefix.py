@@ -38,7 +38,7 @@ class Node:
         self.kv: Tensor | None = None
         self.refs = 0
         self.used = 0
-        self.lineage = (next(_counter),)
+        self.lineage: tuple[int, ...] = (next(_counter),)
         self.own = own
 
     @property

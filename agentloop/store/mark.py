@@ -56,9 +56,15 @@ def publish(index: Path, mark: Mark) -> None:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Digest per vector file of a Chroma folder; its SQLite file checks itself."""
+    """Digest per vector file of a Chroma folder; its SQLite file checks itself.
+
+    A segment that Chroma has not written out yet is passed over: it has no metadata file, Chroma
+    makes its files anew whenever it is opened (`length.bin` then holds whatever was in memory), and
+    its vectors are in SQLite.
+    """
     found = {}
-    for path in sorted(folder.glob("*/*")):
+    written = {path.parent for path in folder.glob("*/index_metadata.pickle")}
+    for path in sorted(path for segment in written for path in segment.iterdir()):
         with open(path, "rb") as file:
             found[str(path.relative_to(folder))] = hashlib.file_digest(
                 file, lambda: hashlib.blake2b(digest_size=16)

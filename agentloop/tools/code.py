@@ -12,12 +12,18 @@ from agentloop.errors import ToolError
 from agentloop.ports import Sandbox
 from agentloop.records import Json, ToolSpec
 
+PRELUDE = """\
+import math
+from math import ceil, comb, cos, exp, factorial, floor, gcd, isqrt, lcm, log, pi, prod, sin, sqrt
+"""
+"""Run before each snippet, because small models forget the import more often than the function."""
 OUTPUT_BYTES = 4096
 """Most bytes of output that a model is shown, about a thousand tokens."""
 
 _SPEC = ToolSpec(
     name="python",
-    description="Run Python code; returns what it prints, or the value of its last expression.",
+    description="Run Python code; returns what it prints, or the value of its last expression. "
+    "The functions of the math module are imported.",
     parameters={
         "type": "object",
         "properties": {"code": {"type": "string", "description": "The code to run."}},
@@ -44,7 +50,7 @@ class PythonTool:
         code = arguments.get("code")
         if not isinstance(code, str) or len(arguments) != 1:
             raise ToolError("wrong arguments for `python`: give `code`, a string, and nothing else")
-        result = await self.sandbox.run(code)
+        result = await self.sandbox.run(PRELUDE + code)
         return "\n".join(part for part in (clip(result.stdout).rstrip("\n"), result.error) if part)
 
 

@@ -19,16 +19,48 @@ _KEPT = "\n\t\u200c\u200d"  # some scripts and emoji are joined by the last two
 _CODE = re.compile(r"^```\w*\n(.*?)^```\s*\n\s*Output:\n(.*?)(?=\n\nAssistant:\n|\Z)", re.M | re.S)
 
 
+EXAMPLE = "example"
+"""`Message.name` of a turn that was lent: it is shown to the model and never learned from."""
+_EXAMPLE = re.compile(
+    r"^Question: (?P<question>.*?)\n\n(?P<turns>Assistant:\n.*?)(?=\n\nQuestion: |\n\n#+ |\Z)", re.M | re.S
+)
+_TURN = re.compile(r"(Assistant|Output):\n(.*?)(?=\n\n(?:Assistant|Output):\n|\Z)", re.S)
+_EMPTY_HEADING = re.compile(r"^#+ [^\n]*\n+(?=#+ |\Z)", re.M)
+
+
+def split_turns(text: str) -> tuple[str, tuple[Message, ...]]:
+    """`text` without its worked examples, and these as chat turns.
+
+    A small model imitates turns where it only reads text: it calls a tool after two lent turns and
+    not after the same words in its system message.
+    """
+    turns: list[Message] = []
+    for found in _EXAMPLE.finditer(text):
+        turns.append(Message(role="user", content=found["question"].strip(), name=EXAMPLE))
+        for heading, words in _TURN.findall(found["turns"]):
+            if heading == "Assistant":
+                turns.append(Message(role="assistant", content=words.strip(), name=EXAMPLE))
+            else:
+                content = f"Output:\n{words.strip()}"
+                turns.append(Message(role="user", content=content, name=EXAMPLE))
+    if not turns:
+        return text, ()
+    rest = re.sub(r"\n{3,}", "\n\n", _EXAMPLE.sub("", text)).strip() + "\n"
+    while (shorter := _EMPTY_HEADING.sub("", rest)) != rest:
+        rest = shorter
+    return rest.strip(), tuple(turns)
+
+
 def conversation(episode: Episode) -> list[Message]:
     """The messages of the first trainable trajectory from its root to its newest node, without
-    system messages; empty when there is none."""
+    system messages and lent examples; empty when there is none."""
     nodes = next((one.nodes for one in episode.trajectories if one.trainable), ())
     branch: list[Message] = []
     at = len(nodes) - 1 if nodes else None
     while at is not None:
         branch.append(nodes[at].message)
         at = nodes[at].parent
-    return [message for message in reversed(branch) if message.role != "system"]
+    return [one for one in reversed(branch) if one.role != "system" and one.name != EXAMPLE]
 
 
 def turns(episode: Episode) -> list[Message]:

@@ -110,7 +110,7 @@ class Workflow(_Strict):
     limits: Limits = Limits()
     decoding: Decoding = Decoding()
     reward: PartField
-    collect: PartSpec = PartSpec(use="agentloop.lanes.collect:Explore")
+    collect: PartField = PartSpec(use="agentloop.lanes.collect:Explore")
     lanes: dict[Lanes, PartField] = Field(default_factory=dict)
     heldout: HeldOut = HeldOut()
     gate: PartField = PartSpec(use="agentloop.gates.holdout:Holdout")

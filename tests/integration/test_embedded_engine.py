@@ -35,7 +35,7 @@ def smollm2(tmp_path_factory):
 
 def ask(n, **more):
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{n} + {n}?"}]
-    return {"messages": messages, "max_tokens": 12, "seed": n, "logprobs": True,
+    return {"messages": messages, "max_tokens": 8, "seed": n, "logprobs": True,
             "return_token_ids": True} | more  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_a_crowd_of_conversations_agrees_with_transformers(smollm2, tmp_path):
         server = EmbeddedServer(smollm2, tmp_path)
         endpoint = await server.start()
         assert await server.start() == endpoint
-        first = await asyncio.gather(*(post(endpoint, ask(n)) for n in range(12)))
+        first = await asyncio.gather(*(post(endpoint, ask(n)) for n in range(6)))
         turns = []
         for n, one in enumerate(first):
             said = {"role": "assistant", "content": "", "token_ids": one["choices"][0]["token_ids"]}
@@ -72,7 +72,7 @@ def test_a_crowd_of_conversations_agrees_with_transformers(smollm2, tmp_path):
         start = one["prompt_token_ids"] + one["choices"][0]["token_ids"]
         assert two["prompt_token_ids"][: len(start)] == start
         assert two["usage"]["prompt_tokens_details"]["cached_tokens"] >= len(start) - 1
-    for done in (*first[:3], *second[:3]):
+    for done in (*first[:2], *second[:2]):
         choice, prompt = done["choices"][0], done["prompt_token_ids"]
         with torch.no_grad():
             table = model(torch.tensor([prompt + choice["token_ids"]])).logits[0].log_softmax(-1)

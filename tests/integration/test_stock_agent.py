@@ -33,7 +33,8 @@ instruction: Apply the rules that a request needs.
 reward: {use: "agentloop.rewards.function:Function", grade: ./grader.py:grade}
 collect: {use: "agentloop.lanes.collect:Explore", tasks: 8, samples: 1, practice: 8}
 lanes:
-  instructions: {use: "agentloop.lanes.instructions:EvolveInstruction", rollouts: 200, dev: 20, lessons: 6}
+  instructions:
+    {use: "agentloop.lanes.instructions:EvolveInstruction", rollouts: 200, dev: 20, lessons: 6}
 heldout: {n: 32, lanes: 16}
 """
 

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from agentloop.trajectories.chat_format import end_of_turn, render, render_chat  # noqa: E402
+from agentloop.trajectories.chat_format import end_of_turn, render, render_chat
 
 S, U, A = "system", "user", "assistant"
 OTHER = (

@@ -87,8 +87,8 @@ def test_a_conversation_continues_with_its_own_ids(call):
 
 def test_completions_take_ids_and_score_them(call):
     ids = list(range(20, 60))
-    made = call("/v1/completions", {"prompt": ids, "max_tokens": 5, "ignore_eos": True,
-                                    "logprobs": 1, "return_token_ids": True, "seed": 2})[1]  # fmt: skip
+    body = {"prompt": ids, "max_tokens": 5, "ignore_eos": True, "seed": 2}
+    made = call("/v1/completions", {**body, "logprobs": 1, "return_token_ids": True})[1]
     choice = made["choices"][0]
     whole = ids + choice["token_ids"]
     scored = call("/v1/completions", {"prompt": whole, "max_tokens": 0, "prompt_logprobs": True})[1]

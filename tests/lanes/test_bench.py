@@ -1,0 +1,173 @@
+"""The bench: scored episodes in the log, nothing paid twice, failures kept apart from results."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import tiny_workflow
+
+from agentloop.errors import BudgetReached, GraderError, ModelError
+from agentloop.lanes.bench import Bench, Order, score, skill_text
+from agentloop.models.meter import FREE, Meter, Metered
+from agentloop.models.scripted import Scripted
+from agentloop.records import Budget, Completion, Episode, Limits, Request, Score, Skill, Task
+from agentloop.store.archive import Archive
+from agentloop.store.query import Query
+from agentloop.workflows.assemble import Options, assemble
+from agentloop.workflows.load import load
+from agentloop.workspace import Workspace
+
+EVAL = Order(purpose="eval", subject="heldout")
+
+
+def answer(request: Request) -> str:
+    a, b = (int(word.strip(".")) for word in request.messages[-1].content.split()[1::2])
+    return f"Answer: {a * b if a % 2 else 0}"
+
+
+class Closed:
+    """A model that must not be asked."""
+
+    async def complete(self, request: Request) -> Completion:
+        raise AssertionError(request.key)
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Callable[[], object]:
+    """Opens a bench on a home that outlives it, with a model that answers odd tasks rightly."""
+    folder = tiny_workflow.make(tmp_path)
+    (tmp_path / "home").mkdir()
+
+    @asynccontextmanager
+    async def open_bench() -> AsyncIterator[tuple[Bench, list[Task]]]:
+        space = Workspace((tmp_path, *Workspace.find().roots))
+        with Archive(tmp_path / "home") as archive:
+            options = Options(run="run-1", seed=0, workspace=space, home=tmp_path / "home")
+            async with assemble(load(str(folder), space), archive, options) as kit:
+                kit.bench.model = Scripted(answer)
+                yield kit.bench, kit.bench.tasks.draw(12, split="heldout", seed=0)
+
+    return open_bench
+
+
+def test_scored_episodes_in_order_and_in_the_log(opened: Callable[..., object]) -> None:
+    async def main() -> None:
+        async with opened() as (bench, tasks):  # type: ignore[attr-defined]
+            champion = bench.bundle(bench.champion)
+            seen: list[tuple[str, int, int]] = []
+            bench.progress = lambda stage, done, total, note="": seen.append((stage, done, total))
+            episodes = await bench.attempt(tasks, champion, EVAL)
+            assert [one.task for one in episodes] == tasks
+            assert [one.success for one in episodes] == [int(t.id[-1]) % 2 == 1 for t in tasks]
+            logged = bench.archive.episodes(Query(run="run-1"))
+            assert {one.id: one.score for one in logged} == {one.id: one.score for one in episodes}
+            assert seen[0] == ("heldout", 0, 12) and seen[-1] == ("heldout", 12, 12)
+            system = episodes[0].trajectories[0].nodes[0].message
+            assert system.role == "system" and "Solve the task." in system.content
+
+    asyncio.run(main())
+
+
+def test_known_attempts_are_not_made_again_even_by_another_process(
+    opened: Callable[..., object],
+) -> None:
+    async def main() -> None:
+        async with opened() as (bench, tasks):  # type: ignore[attr-defined]
+            first = await bench.attempt(tasks[:4], bench.bundle(bench.champion), EVAL)
+        async with opened() as (bench, tasks):  # type: ignore[attr-defined]
+            champion = bench.bundle(bench.champion)
+            bench.model = Closed()
+            again = await bench.attempt(tasks[:4], champion, EVAL)
+            assert [(e.id, e.score, e.answer) for e in again] == [
+                (e.id, e.score, e.answer) for e in first
+            ]
+            bench.model = Scripted(answer)
+            more = await bench.attempt(tasks[:5], champion, EVAL)
+            assert bench.model.calls == 1 and len(more) == 5
+            twice = await bench.attempt(tasks[:2], champion, Order("train", "other", samples=2))
+            assert len({e.id for e in twice}) == 4 and len({e.seed for e in twice}) == 2
+
+    asyncio.run(main())
+
+
+def test_an_infrastructure_failure_is_unscored_and_tried_again(
+    opened: Callable[..., object],
+) -> None:
+    def fails(request: Request) -> str:
+        if "71" in request.messages[-1].content.split()[1]:
+            raise ModelError("no answer", reason="model_timeout")
+        return answer(request)
+
+    async def main() -> None:
+        async with opened() as (bench, tasks):  # type: ignore[attr-defined]
+            champion = bench.bundle(bench.champion)
+            bench.model = Scripted(fails)
+            episodes = await bench.attempt(tasks, champion, EVAL)
+            [failed] = [one for one in episodes if one.failure is not None]
+            assert failed.failure.reason == "model_timeout" and failed.score is None
+            assert bench.archive.episode(failed.id) is None
+            bench.model = Scripted(answer)
+            [again] = await bench.attempt([failed.task], champion, EVAL)
+            assert bench.model.calls == 1 and again.id == failed.id and again.success
+
+    asyncio.run(main())
+
+
+def test_a_failure_of_the_agent_is_scored(opened: Callable[..., object]) -> None:
+    async def main() -> None:
+        async with opened() as (bench, tasks):  # type: ignore[attr-defined]
+            bench.limits = Limits(turns=1)
+            bench.model = Scripted(lambda request: "```python\nprint(1)\n```")
+            [episode] = await bench.attempt(tasks[:1], bench.bundle(bench.champion), EVAL)
+            assert episode.failure.reason == "turn_limit"
+            assert episode.score is not None and episode.score.value == 0.0
+            bench.model = Closed()
+            [known] = await bench.attempt(tasks[:1], bench.bundle(bench.champion), EVAL)
+            assert known.failure == episode.failure
+
+    asyncio.run(main())
+
+
+def test_a_spent_budget_stops_and_keeps_what_was_finished(opened: Callable[..., object]) -> None:
+    async def main() -> None:
+        async with opened() as (bench, tasks):  # type: ignore[attr-defined]
+            champion = bench.bundle(bench.champion)
+            bench.concurrency = 1
+            bench.model = Metered(Scripted(answer), Meter(Budget(tokens=60), FREE))
+            with pytest.raises(BudgetReached):
+                await bench.attempt(tasks, champion, EVAL)
+            kept = bench.archive.episodes(Query(run="run-1"))
+            assert 0 < len(kept) < 12 and all(one.score is not None for one in kept)
+            bench.model = Scripted(answer)
+            assert len(await bench.attempt(tasks, champion, EVAL)) == 12
+            assert bench.model.calls == 12 - len(kept)
+
+    asyncio.run(main())
+
+
+class Faulty:
+    """A reward that fails as a whole, and by itself on one episode."""
+
+    async def score(self, episodes: Sequence[Episode]) -> list[Score]:
+        if any(one.task.id == "t1" for one in episodes):
+            raise GraderError("the grader raised KeyError")
+        return [Score(value=1.0, success=True, source="s") for _ in episodes]
+
+
+def test_a_grader_that_fails_on_one_episode_spares_the_others() -> None:
+    episodes = [
+        Episode(id=f"e{n}", task=Task(id=f"t{n}", prompt="?"), bundle="b", purpose="eval",
+                run="r", seed=0) for n in range(3)
+    ]  # fmt: skip
+    scored = asyncio.run(score(Faulty(), episodes))
+    assert [one.success for one in scored] == [True, False, True]
+    assert scored[1].score is None and scored[1].failure is not None
+    assert scored[1].failure.reason == "grader_error" and "KeyError" in scored[1].failure.detail
+
+
+def test_a_skill_is_shown_without_its_front_matter() -> None:
+    document = "---\nname: x\ndescription: y\n---\n\nBody\n---\nmore\n"
+    assert skill_text(Skill(name="x", description="y", document=document)) == "Body\n---\nmore"
+    assert skill_text(Skill(name="x", description="y", document="plain")) == "plain"
