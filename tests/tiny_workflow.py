@@ -25,7 +25,7 @@ scripted:
 """
 
 PARTS = '''\
-"""A model that uses its tool when it was shown how, told how, or trained; now and then by itself."""
+"""A model that uses its tool once it was shown how, told how, or trained; or by chance."""
 
 import re
 

@@ -6,6 +6,7 @@ prose around them is a person's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from agentloop.checks.results import CheckResult, Results, digest
@@ -70,16 +71,16 @@ def _all(loaded: Loaded, results: Results) -> list[CheckResult]:
 
 
 def _reached(checks: list[CheckResult]) -> str:
-    """The number of the first check, and how many are met."""
-    if not checks:
-        return ""
-    first = checks[0]
+    """The number of the first check that was run, and how many are met."""
+    first = next((one for one in checks if one.values), None)
+    if first is None:
+        return "not run" if checks else ""
     met = f"{sum(one.ok for one in checks)} of {len(checks)} checks met"
     stale = ", some stale" if any(one.stale for one in checks) else ""
     return f"{first.metric} {first.summary()}; {met}{stale}"
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
     cells = [[_cell(one) for one in row] for row in rows]
     lines = [columns, tuple("---" for _ in columns), *cells]
     return [f"| {' | '.join(line)} |" for line in lines]

@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> int:
     except AgentLoopError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing acknowledged is lost; continue a cycle with --resume", 130)
+        return _fail("interrupted; nothing is lost; continue a cycle with --resume", 130)
     except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

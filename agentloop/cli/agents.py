@@ -30,7 +30,8 @@ def run(
         opt.print_json({
             "run": session.run_id, "n": len(episodes),
             "succeeded": sum(e.success for e in episodes),
-            "failed": len(failed), "by_reason": dict(Counter(e.failure.reason for e in failed if e.failure)),
+            "failed": len(failed),
+            "by_reason": dict(Counter(e.failure.reason for e in failed if e.failure)),
             "cost": {"usd": usage.usd, "tokens": usage.tokens, "seconds": session.seconds()},
         })  # fmt: skip
         return 0
@@ -58,7 +59,7 @@ def run(
 
 def evaluate(
     workflow: opt.Workflow,
-    bundle: Annotated[str, typer.Option("--bundle", help="champion, or a bundle's id.")] = "champion",
+    bundle: Annotated[str, typer.Option("--bundle", help="champion, or an id.")] = "champion",
     n: opt.Number = 64, seed: opt.Seed = 0, model: opt.ModelName = None,
     tasks: opt.TasksSpec = None, home: opt.Home = None, workspace: opt.Space = None,
     as_json: opt.AsJson = False, dry_run: opt.DryRun = False, settings: opt.Settings = None,
@@ -105,7 +106,7 @@ def _rate(values: list[bool]) -> float:
 
 def cycle(
     workflow: opt.Workflow, seed: opt.Seed = 0, model: opt.ModelName = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the unfinished cycle.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished one.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Start another cycle.")] = False,
     tasks: opt.TasksSpec = None, home: opt.Home = None, workspace: opt.Space = None,
     as_json: opt.AsJson = False, dry_run: opt.DryRun = False, settings: opt.Settings = None,
@@ -128,8 +129,8 @@ def cycle(
 
 def check(
     workflow: opt.Workflow,
-    tier: Annotated[str | None, typer.Option("--tier", help="unit, toy or lm; default: all.")] = None,
-    stale: Annotated[bool, typer.Option("--stale", help="Only checks whose results are stale.")] = False,
+    tier: Annotated[str | None, typer.Option("--tier", help="unit, toy, lm; else all.")] = None,
+    stale: Annotated[bool, typer.Option("--stale", help="Only what is stale.")] = False,
     home: opt.Home = None, workspace: opt.Space = None, as_json: opt.AsJson = False,
     dry_run: opt.DryRun = False,
 ) -> int:  # fmt: skip
@@ -165,7 +166,7 @@ def check(
 def schedule(
     workflow: opt.Workflow,
     every: Annotated[str, typer.Option("--every", help="Interval: 30m, 6h, 1d.")] = "1d",
-    cycles: Annotated[int | None, typer.Option("--cycles", min=1, help="Stop after so many.")] = None,
+    cycles: Annotated[int | None, typer.Option("--cycles", min=1, help="How many.")] = None,
     seed: opt.Seed = 0, model: opt.ModelName = None, tasks: opt.TasksSpec = None,
     home: opt.Home = None, workspace: opt.Space = None, dry_run: opt.DryRun = False,
     settings: opt.Settings = None,

@@ -37,7 +37,7 @@ app.add_typer(content.instructions, name="instructions")
 
 # Typer brings its own copy of click; its public face is `BadParameter`, a kind of `UsageError`, a
 # kind of `ClickException`.
-_ClickException = typer.BadParameter.__mro__[2]
+_ClickException: type[Exception] = typer.BadParameter.__mro__[2]  # type: ignore[assignment]
 
 
 _INTERRUPTED = 130

@@ -158,7 +158,7 @@ def decisions(
     found = {cycle: archive.verdicts(cycle) for cycle in cycles}
     if as_json:
         opt.print_json([
-            {"cycle": cycle, "workflow": cycles[cycle], **show.json_ready(verdict)}
+            {"cycle": cycle, "workflow": cycles[cycle], **_json(verdict)}
             for cycle, verdicts in found.items() for verdict in verdicts
         ])  # fmt: skip
         return 0

@@ -61,7 +61,7 @@ def setup(
     what: Annotated[str, typer.Argument(help="What to set up: local (the local model).")],
     dry_run: opt.DryRun = False,
 ) -> int:
-    """Install the local model and the task generator; prints sizes and licences first. Idempotent."""
+    """Install the local model and the task generator; sizes and licences first. Idempotent."""
     from agentloop.serving.weights import SMOLLM2, prepare_smollm2
     from agentloop.workspace import model_cache
 

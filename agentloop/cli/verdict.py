@@ -94,5 +94,5 @@ def families(session: Session, tasks: list[str], report: Report) -> dict[str, st
 
 
 def _rate(verdict: Verdict, family: dict[str, str], name: str, *, side: int) -> str:
-    hits = [row[side] for row in verdict.outcomes if family.get(row[0]) == name]
+    hits = [bool(row[side]) for row in verdict.outcomes if family.get(row[0]) == name]
     return f"{sum(hits)}/{len(hits)}" if hits else "–"

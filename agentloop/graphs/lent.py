@@ -144,7 +144,8 @@ def with_system(
         own, messages = messages[:1], messages[1:]
     if text:
         content = f"{text}\n\n{own[0].content}" if own else text
-        own = (replace(own[0], content=content) if own else Message(role="system", content=content),)
+        head = replace(own[0], content=content) if own else Message(role="system", content=content)
+        own = (head,)
     return (*own, *lent, *messages)
 
 

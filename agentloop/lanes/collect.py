@@ -27,6 +27,9 @@ class Explore:
     samples: int = 2
     practice: int = 24
     temperature: float = 0.7
+    """In the first round."""
+    practice_temperature: float = 0.4
+    """In later rounds, where the examples already show the way."""
     starter: str = ""
     """Worked examples (`Question: ...`) lent in the first round, and later to tasks that are near
     to no success."""
@@ -54,7 +57,8 @@ class Explore:
             start += size
             order = Order(
                 purpose="collect", subject=f"collect {number}", samples=samples,
-                temperature=self.temperature, lend=self.lend(bench, tasks, episodes),
+                temperature=self.temperature if number == 1 else self.practice_temperature,
+                lend=self.lend(bench, tasks, episodes),
             )  # fmt: skip
             made = await bench.attempt(tasks, champion, order)
             solved = sum(one.success for one in made)
@@ -75,7 +79,8 @@ class Explore:
             known = embed([one.task.prompt for one in found], bench.embedder)
             near = embed([task.prompt for task in tasks], bench.embedder) @ known.T
             for task, row in zip(tasks, near, strict=True):
-                order = sorted(range(len(texts)), key=lambda at: (-round(row[at], 2), len(texts[at])))
+                ranks = [(-round(float(row[at]), 2), len(texts[at])) for at in range(len(texts))]
+                order = sorted(range(len(texts)), key=ranks.__getitem__)
                 chosen = list(dict.fromkeys(texts[at] for at in order))[: self.examples][::-1]
                 strange = row.max() < self.nearness
                 lent[task.id] = [self.starter, *chosen] if strange else chosen

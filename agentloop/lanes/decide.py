@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from agentloop.lanes.bench import Bench, Order
 from agentloop.ports import Gate
@@ -62,7 +61,9 @@ class Judge:
     async def decide(self, proposals: Sequence[Proposal]) -> Decision:
         """Judge each proposal alone, then the bundle that unites the good ones."""
         champion = self.bench.champion
-        proposed = {p.lane: p.bundle for p in proposals if p.bundle is not None}
+        proposed: dict[str, Bundle] = {
+            p.lane: p.bundle for p in proposals if p.bundle is not None
+        }
         if not proposed:
             return Decision(bundle=champion, lanes=(), final=None)
         alone = {
@@ -70,7 +71,9 @@ class Judge:
             for lane, bundle in proposed.items()
         }
         passing = [lane for lane in proposed if alone[lane].passed] or list(proposed)
-        kept, without, dropped, joint = list(passing), {}, {}, None
+        kept, joint = list(passing), None
+        without: dict[str, Verdict] = {}
+        dropped: dict[str, str] = {}
         if len(passing) > 1:
             joint = await self.compare(
                 "joint", champion, self._unite(passing, proposed), self.lane_n
@@ -80,7 +83,7 @@ class Judge:
             without.update(verdicts)
             if lane is None:
                 break
-            kept.remove(lane)
+            kept = [one for one in kept if one != lane]
             verdict = verdicts[f"joint-without-{lane}"]
             dropped[lane] = (
                 f"without it the bundle reaches {verdict.challenger_rate:.0%} "
@@ -88,11 +91,11 @@ class Judge:
             )
         bundle = self._unite(kept, proposed)
         final = await self.compare("joint", champion, bundle, len(self.tasks))
-        return Decision(bundle=bundle, lanes=tuple(kept), final=final, alone=alone,
+        return Decision(bundle=bundle, lanes=tuple(kept), final=final, alone=dict(alone),
                         without=without, dropped=dropped, joint=joint)  # fmt: skip
 
     async def _droppable(
-        self, kept: Sequence[str], proposed: dict[Any, Bundle]
+        self, kept: Sequence[str], proposed: dict[str, Bundle]
     ) -> tuple[str | None, dict[str, Verdict]]:
         """The lane whose removal hurts least, if it does not hurt at all; and the comparisons."""
         joint = self._unite(kept, proposed)
@@ -109,7 +112,7 @@ class Judge:
                 best = max(best, rank) if best else rank
         return (best[2] if best else None), verdicts
 
-    def _unite(self, lanes: Sequence[str], proposed: dict[Any, Bundle]) -> str:
+    def _unite(self, lanes: Sequence[str], proposed: dict[str, Bundle]) -> str:
         bundle = self.bench.bundle(self.bench.champion)
         for lane in lanes:
             change = proposed[lane]

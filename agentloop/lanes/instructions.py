@@ -8,17 +8,38 @@ goes into the log.
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 from agentloop.evolution.evolve import EvolveResult, EvolveSettings, evolve
 from agentloop.evolution.mutate import Operator, add_examples, chain, instruction_id, reflect
 from agentloop.lanes.bench import Bench, Order
-from agentloop.ports import part
-from agentloop.records import Episode, Instruction, Proposal, Sampling, Task
+from agentloop.ports import Model, part
+from agentloop.records import (
+    Completion,
+    Episode,
+    Instruction,
+    Proposal,
+    Request,
+    Sampling,
+    Task,
+)  # fmt: skip
 from agentloop.store.query import Query
 from agentloop.trajectories.codec import to_json
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """A model whose calls are named after the run as well: the same question in another run (of
+    another model, perhaps) is another call."""
+
+    inner: Model
+    run: str
+
+    async def complete(self, request: Request) -> Completion:
+        """As `ports.Model`."""
+        return await self.inner.complete(replace(request, key=f"{self.run}/{request.key}"))
 
 
 @part
@@ -77,7 +98,7 @@ class EvolveInstruction:
             temperature=self.temperature, max_tokens=self.max_tokens, seed=bench.seed
         )
         log = bench.archive.episodes(Query(run=bench.run, purpose="collect", success=True))
-        reflecting = partial(reflect, model=bench.model, sampling=sampling)
+        reflecting = partial(reflect, model=Keyed(bench.model, bench.run), sampling=sampling)
         made: dict[str, Operator] = {
             "reflect": partial(chain, operator=reflecting, times=self.lessons),
             "example": partial(add_examples, embedder=bench.embedder, k=self.examples, log=log),

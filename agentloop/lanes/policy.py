@@ -28,7 +28,7 @@ class RejectionSampling:
     method: str = "agentloop.training.sft:train"
     settings: dict[str, Json] = Field(default_factory=dict)
     per_cluster: int = 24
-    """At most so many episodes of one kind of task, so that easy kinds do not crowd out hard ones."""
+    """At most so many episodes of one kind of task: easy kinds must not crowd out hard ones."""
     at_least: int = 4
     """With fewer successes than this there is nothing to learn from."""
 
@@ -76,7 +76,7 @@ class RejectionSampling:
         job = TrainingJob(
             method=self.method, base=str(bench.base_model),
             dataset=str(rows_path(bench.home / "datasets", rows)),
-            out=str(bench.home / "training" / content_id("job", dataset, self.settings, bench.seed)),
+            out=str(bench.home / "training" / content_id("job", dataset, self.settings)),
             adapter=str(bench.policies.path(parent)) if parent else None,
             settings=self.settings, seed=bench.seed,
         )  # fmt: skip

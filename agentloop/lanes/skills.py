@@ -8,12 +8,14 @@ not read.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from agentloop.lanes.bench import Bench
-from agentloop.ports import part
-from agentloop.records import Proposal, Skill
+from agentloop.ports import Sandbox, part
+from agentloop.records import Proposal, SandboxResult, Skill
 from agentloop.skills.induce import cluster, induce, validate
 from agentloop.store.query import Query
+from agentloop.tools.code import PRELUDE
 from agentloop.trajectories.examples import uses_tools
 
 
@@ -43,7 +45,7 @@ class InduceSkills:
             )
             if skill is None:
                 continue
-            problems = await validate(skill, bench.sandbox.run)
+            problems = await validate(skill, partial(run_tool, bench.sandbox))
             if problems:
                 rejected.append(f"{skill.name}: {problems[0]}")
                 continue
@@ -71,3 +73,8 @@ class InduceSkills:
         """A new skill replaces an old one of the same name."""
         names = {bench.archive.get(one, Skill).name for one in new}
         return [*(one for one in old if bench.archive.get(one, Skill).name not in names), *new]
+
+
+async def run_tool(sandbox: Sandbox, code: str) -> SandboxResult:
+    """Run code as the `python` tool runs it."""
+    return await sandbox.run(PRELUDE + code)

@@ -33,11 +33,13 @@ class Meter:
         budget: Budget | None = None,
         prices: Prices | None = None,
         *,
+        spent: Usage | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`spent` is what the run had used before this process took it up."""
         self.budget, self._prices, self._clock = budget or Budget(), prices or {}, clock
         self._started = clock()
-        self.total = Usage()
+        self.total = spent or Usage()
         self.by_model: dict[str, Usage] = {}
         """Usage per policy, or per model where the base answered."""
         self.failed_calls = 0

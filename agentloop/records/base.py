@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Literal, TypeVar, Union, dataclass_transform
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, Union, dataclass_transform
 
 from typing_extensions import TypeAliasType
 
-# `TypeAliasType` lets pydantic (in `trajectories.codec`) resolve the recursion on Python 3.11.
-Json = TypeAliasType(
-    "Json", Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]
-)
+if TYPE_CHECKING:
+    Json: TypeAlias = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+else:  # pydantic (in `trajectories.codec`) resolves the recursion only through `TypeAliasType`
+    Json = TypeAliasType(
+        "Json", Union[bool, int, float, str, list["Json"], dict[str, "Json"], None]
+    )
 Purpose = Literal["serve", "collect", "train", "eval"]
 LaneName = Literal["instructions", "skills", "policy"]
 Reason = Literal[

@@ -21,10 +21,11 @@ from agentloop.records import (
     Json,
     Purpose,
     Score,
+    Usage,
     Verdict,
     content_id,
 )
-from agentloop.store.artifacts import KINDS, find
+from agentloop.store.artifacts import KINDS, look_up
 from agentloop.store.embed import WordLlamaEmbedder
 from agentloop.store.index import Index
 from agentloop.store.log import Log
@@ -70,9 +71,8 @@ class Archive(Versions):
 
     def episode(self, name: str) -> Episode | None:
         """The episode with this id (or the only one that begins so) and its latest score."""
-        try:
-            entry = find(self.log, name, ("episode",))
-        except UnknownName:
+        entry = look_up(self.log, name, ("episode",))
+        if entry is None:
             return None
         one = Query(kinds=("episode",), since_seq=entry.seq - 1, until=entry.seq)
         return next(iter(self.episodes(one)))
@@ -128,9 +128,15 @@ class Archive(Versions):
         entry = self.log.get("call", key)
         return None if entry is None else from_json(Completion, entry.body)
 
-    async def add_call(self, key: str, completion: Completion) -> None:
-        """Journal the reply to a model call."""
-        await self.log.append_async([Draft(kind="call", key=key, body=to_json(completion))])
+    async def add_call(self, key: str, completion: Completion, *, scope: str = "") -> None:
+        """Journal the reply to a model call; `scope` is the run that paid for it."""
+        draft = Draft(kind="call", key=key, body=to_json(completion), scope=scope)
+        await self.log.append_async([draft])
+
+    def spent(self, scope: str) -> Usage:
+        """What the journaled calls of a run used in all."""
+        entries = self.log.read(Query(kinds=("call",), scope=scope))
+        return sum((from_json(Completion, one.body).usage for one in entries), Usage())
 
     def add_event(self, kind: str, key: str, scope: str, body: Json) -> None:
         """Note anything else, under a kind of the caller's own."""

@@ -59,6 +59,17 @@ _PREFIX = {"episode": "ep"}
 def find(log: Log, name: str, kinds: tuple[str, ...]) -> Entry:
     """The entry whose key is `name`, or the only one whose key (`skill-3f2a…`) or hex digits
     (`3f2a…`) begin with it. Raises `UnknownName`, and `UsageError` when there are several."""
+    entry = look_up(log, name, kinds)
+    if entry is None:
+        kind = name.partition("-")[0]
+        chosen = (kind,) if kind in kinds else kinds
+        known = [key for kind in chosen for key in log.keys(kind)]
+        raise UnknownName(chosen[0] if len(chosen) == 1 else "artifact", name, known)
+    return entry
+
+
+def look_up(log: Log, name: str, kinds: tuple[str, ...]) -> Entry | None:
+    """`find` that gives `None` for an unknown name, without reading all the names there are."""
     kind = name.partition("-")[0]
     chosen = (kind,) if kind in kinds else kinds
     for kind in chosen:
@@ -71,13 +82,7 @@ def find(log: Log, name: str, kinds: tuple[str, ...]) -> Entry:
         if name
         for key in log.keys(kind, prefix)
     ]
-    if not matches:
-        known = [key for kind in chosen for key in log.keys(kind)]
-        raise UnknownName(chosen[0] if len(chosen) == 1 else "artifact", name, known)
     if len(matches) > 1:
         some = ", ".join(key for _, key in matches[:5])
         raise UsageError(f"`{name}` could be any of {some}; give more of the id")
-    entry = log.get(*matches[0])
-    if entry is None:
-        raise UnknownName("artifact", name, [])
-    return entry
+    return log.get(*matches[0]) if matches else None

@@ -193,7 +193,7 @@ def freeze(value: Any) -> Json:
     raise UsageError(f"a generated task holds a {type(value).__name__}, which cannot be stored")
 
 
-def thaw(value: Json) -> Any:
+def thaw(value: Any) -> Any:
     """What `freeze` was given."""
     if isinstance(value, list):
         return [thaw(item) for item in value]

@@ -22,20 +22,24 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
+def _of(kind: Any) -> TypeAdapter[Any]:
+    return _adapter(kind)
+
+
 def encode(value: object) -> bytes:
     """Compact UTF-8 JSON of a record (or of a tuple or list of them)."""
-    return _adapter(type(value)).dump_json(value, exclude_defaults=True)
+    return _of(type(value)).dump_json(value, exclude_defaults=True)
 
 
 def to_json(value: object) -> Any:
     """The same as JSON types."""
-    return _adapter(type(value)).dump_python(value, mode="json", exclude_defaults=True)
+    return _of(type(value)).dump_python(value, mode="json", exclude_defaults=True)
 
 
 def decode(kind: type[T], data: bytes | str) -> T:
     """A record of `kind`; raises `StoreError` when the data is not one."""
     try:
-        return _adapter(kind).validate_json(data)  # type: ignore[no-any-return]
+        return _of(kind).validate_json(data)  # type: ignore[no-any-return]
     except ValidationError as error:
         raise StoreError(f"stored data is not a {kind.__name__}: {_first(error)}") from error
 
@@ -43,7 +47,7 @@ def decode(kind: type[T], data: bytes | str) -> T:
 def from_json(kind: type[T], data: object) -> T:
     """A record of `kind` from JSON types."""
     try:
-        return _adapter(kind).validate_python(data)  # type: ignore[no-any-return]
+        return _of(kind).validate_python(data)  # type: ignore[no-any-return]
     except ValidationError as error:
         raise StoreError(f"stored data is not a {kind.__name__}: {_first(error)}") from error
 

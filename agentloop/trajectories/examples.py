@@ -22,7 +22,8 @@ _CODE = re.compile(r"^```\w*\n(.*?)^```\s*\n\s*Output:\n(.*?)(?=\n\nAssistant:\n
 EXAMPLE = "example"
 """`Message.name` of a turn that was lent: it is shown to the model and never learned from."""
 _EXAMPLE = re.compile(
-    r"^Question: (?P<question>.*?)\n\n(?P<turns>Assistant:\n.*?)(?=\n\nQuestion: |\n\n#+ |\Z)", re.M | re.S
+    r"^Question: (?P<question>.*?)\n\n(?P<turns>Assistant:\n.*?)(?=\n\nQuestion: |\n\n#+ |\Z)",
+    re.M | re.S,
 )
 _TURN = re.compile(r"(Assistant|Output):\n(.*?)(?=\n\n(?:Assistant|Output):\n|\Z)", re.S)
 _EMPTY_HEADING = re.compile(r"^#+ [^\n]*\n+(?=#+ |\Z)", re.M)

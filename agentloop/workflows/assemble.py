@@ -20,11 +20,12 @@ from agentloop.models.connect import Connected, ModelSpec, connect, parse
 from agentloop.models.journal import Journaled
 from agentloop.models.meter import FREE, Meter, Metered
 from agentloop.models.retry import Retrying
-from agentloop.models.scripted import Replies, Scripted
+from agentloop.models.scripted import Scripted
 from agentloop.policies.registry import Policies
 from agentloop.ports import Gate, Progress, Sandbox, Server, Tasks, Tool, Trainer, silent
 from agentloop.records import (
     Bundle,
+    Completion,
     Endpoint,
     Instruction,
     Json,
@@ -106,6 +107,22 @@ class Kit:
         return alias_of(self.name)
 
 
+@dataclass(frozen=True)
+class RunJournal:
+    """The archive's journal for one run, so that a resumed run knows what it has spent."""
+
+    archive: Archive
+    run: str
+
+    def call(self, key: str) -> Completion | None:
+        """The reply recorded under `key`."""
+        return self.archive.call(key)
+
+    async def add_call(self, key: str, completion: Completion) -> None:
+        """Record a reply; durable when this returns."""
+        await self.archive.add_call(key, completion, scope=self.run)
+
+
 def alias_of(workflow: str) -> str:
     """Name of the champion's pointer."""
     return f"{workflow}/champion"
@@ -127,7 +144,8 @@ def check_model(loaded: Loaded, model: str | None) -> ModelSpec:
 
 def plan_hash(loaded: Loaded, model: str | None, tasks: str | None, seed: int) -> str:
     """What a cycle must not change between its start and its resumption."""
-    return content_id("plan", loaded.digest(), model or loaded.spec.model, tasks, seed)
+    rows = Path(tasks).read_bytes().hex() if tasks and Path(tasks).is_file() else ""
+    return content_id("plan", loaded.digest(), model or loaded.spec.model, tasks, rows, seed)
 
 
 def price_of(loaded: Loaded, model: str | None, calls: int) -> float | None:
@@ -148,18 +166,22 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
         server, endpoint, base = await _serve(model_spec, options.home, stack)
         transport = connect(model_spec, scripted=_script(loaded, model_spec), endpoint=endpoint)
         stack.push_async_callback(transport.close)
-        meter = Meter(spec.budget, _prices(spec, model_spec))
+        prices = _prices(spec, model_spec)
+        meter = Meter(spec.budget, prices, spent=archive.spent(options.run))
+        journal = RunJournal(archive, options.run)
         graph = load_graph(spec.graph, options.workspace.roots, loaded.folder)
         bench = Bench(
             archive=archive, tasks=_tasks(loaded, model_spec, options),
             runner=Runner(graph, native_tools=not model_spec.local),
-            model=Journaled(Metered(Retrying(transport), meter), archive),
-            reward=loaded.build(_reward(spec, model_spec)), tools=_tools(loaded, sandbox), limits=spec.limits,
+            model=Journaled(Metered(Retrying(transport), meter), journal),
+            reward=loaded.build(_reward(spec, model_spec)), tools=_tools(loaded, sandbox),
+            limits=spec.limits,
             decoding=Sampling(**spec.decoding.model_dump()), embedder=WordLlamaEmbedder(),
             sandbox=sandbox, home=options.home, policies=Policies(options.home / "policies"),
             trainer=_trainer(model_spec, options.progress), server=server, base_model=base,
             workflow=loaded.name, run=options.run, seed=options.seed,
-            champion=seed_champion(loaded, archive), progress=options.progress, concurrency=spec.concurrency,
+            champion=seed_champion(loaded, archive), progress=options.progress,
+            concurrency=spec.concurrency,
         )  # fmt: skip
         yield Kit(
             name=loaded.name, bench=bench, collector=loaded.build(spec.collect),
@@ -208,12 +230,9 @@ def _script(loaded: Loaded, spec: ModelSpec) -> Connected | None:
     if spec.kind != "scripted" or loaded.spec.scripted is None:
         return None
     replies = loaded.spec.scripted.replies
-    source: Replies
     if ":" in replies:
-        source = resolve(replies, loaded.folder)  # type: ignore[assignment]
-    else:
-        source = loaded.folder / replies
-    return Scripted(source)
+        return Scripted(resolve(replies, loaded.folder))  # type: ignore[arg-type]
+    return Scripted(loaded.folder / replies)
 
 
 def _tasks(loaded: Loaded, spec: ModelSpec, options: Options) -> Tasks:

@@ -113,7 +113,7 @@ def _refuse_traps(text: str, where: str) -> None:
     aliases, which can make a small file huge, are found before they cost anything."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.AliasEvent):
             raise UsageError(
                 f"`{where}` line {line} uses a YAML alias (`*name`); write the value out instead"

@@ -71,15 +71,15 @@ def make_report(
     """The report of one finished cycle."""
     final = decision.final
     promoted = final is not None and final.passed
-    lanes = {p.lane: _lane(p, decision, promoted) for p in proposals}
-    for name in LANES:
-        lanes.setdefault(name, LaneReport(state="skipped", reason="not in the workflow"))
+    absent = LaneReport(state="skipped", reason="not in the workflow")
+    lanes: dict[str, LaneReport] = dict.fromkeys(LANES, absent)
+    lanes |= {p.lane: _lane(p, decision, promoted) for p in proposals}
     failed = bool(proposals) and all(p.state == "failed" for p in proposals)
     return Report(
         cycle=cycle_id,
         state="promoted" if promoted else "failed" if failed else "kept",
         heldout=_heldout(final),
-        lanes={name: lanes[name] for name in LANES},
+        lanes=lanes,
         cost=cost,
         bundle=decision.bundle if promoted else champion,
     )

@@ -103,7 +103,8 @@ class Storeroom:
         spec = next((spec for spec in TOOLS if spec.name == call.name), None)
         if spec is None:
             return f"There is no action `{call.name}`; there are {', '.join(sorted(actions))}."
-        wanted = sorted(spec.parameters["required"])  # type: ignore[arg-type]
+        required = spec.parameters["required"]
+        wanted = sorted(map(str, required)) if isinstance(required, list) else []
         given = call.arguments
         if sorted(given) != wanted or not all(isinstance(text, str) for text in given.values()):
             return f"`{call.name}` takes {' and '.join(map(str, wanted)) or 'nothing'}, as text."

@@ -1,4 +1,4 @@
-"""What is kept: search by meaning, rollback, verify, reindex, a person's edit, an exported skill."""
+"""What is kept: search, rollback, verify, reindex, a person's edit, an exported skill."""
 
 import shutil
 import sqlite3

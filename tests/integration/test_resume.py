@@ -29,14 +29,14 @@ from agentloop.store.query import Query
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
-KILLS = 21
+KILLS = 23
 CONCURRENCY = 8
 
 
 @dataclass
 class Killer:
     """The endpoint's script. Each reply is numbered. At `at` calls, those made again not counted,
-    it kills `pid`, `after` seconds later (0: before that call is answered)."""
+    it kills `child`, `after` seconds later (0: before that call is answered)."""
 
     wanted: Counter[str] = field(default_factory=Counter)
     """How often each payload is asked in an undisturbed cycle."""
@@ -44,7 +44,7 @@ class Killer:
     payloads: list[str] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
     progress: int = 0
-    pid: int | None = None
+    child: subprocess.Popen[bytes] | None = None
     at: int = 0
     after: float = 0.0
 
@@ -53,19 +53,19 @@ class Killer:
         self.payloads.append(text)
         self.seen[text] += 1
         self.progress += self.seen[text] <= self.wanted[text]
-        if self.pid is not None and self.progress >= self.at:
+        if self.child is not None and self.progress >= self.at:
             self.kill()
         body = {**self.world(payload), "model": f"reply-{len(self.payloads) - 1}"}
         return Reply(body, delay=random.Random(text).uniform(0.0, 0.02))
 
     def kill(self) -> None:
-        pid, self.pid = self.pid, None  # once
-        if pid is None:
+        child, self.child = self.child, None  # once
+        if child is None:
             return
         if self.after:
-            threading.Timer(self.after, os.kill, (pid, signal.SIGKILL)).start()
+            threading.Timer(self.after, child.kill).start()  # not when it has ended by itself
         else:
-            os.kill(pid, signal.SIGKILL)
+            child.kill()
 
 
 @dataclass
@@ -132,28 +132,21 @@ class Attack:
     fake: FakeEndpoint
     snapshots: list[Snapshot] = field(default_factory=list)
 
-    def strike(self, at: int, after: float) -> bool:
-        """Run until the cycle is `at` calls far, and `after` more seconds; whether the child was
-        killed before the cycle had ended."""
+    def strike(self, at: int, after: float, early: float | None = None) -> bool:
+        """Run until the cycle is `at` calls far, and `after` more seconds, but no longer than
+        `early` seconds; whether the child was killed before the cycle had ended."""
         self.killer.at, self.killer.after = at, after
         child = start(self.folder, self.home, self.fake, self.home.with_suffix(".json"))
-        self.killer.pid = child.pid
-        killed = finish(child) == -signal.SIGKILL
-        self.killer.pid = None
-        time.sleep(0.05)  # what was under way at the endpoint is over
-        self.snapshots.append(look(self.home, len(self.killer.payloads)))
-        return killed and not self.snapshots[-1].finished
-
-    def strike_at_start(self, after: float) -> bool:
-        """Kill so many seconds after the start, wherever that is: also where no call is made."""
-        child = start(self.folder, self.home, self.fake, self.home.with_suffix(".json"))
-        timer = threading.Timer(after, os.kill, (child.pid, signal.SIGKILL))
+        self.killer.child = child
+        timer = threading.Timer(early or 3600, child.kill)
         timer.start()
         killed = finish(child) == -signal.SIGKILL
         timer.cancel()
-        time.sleep(0.05)
-        self.snapshots.append(look(self.home, len(self.killer.payloads)))
-        return killed and self.snapshots[-1].begun and not self.snapshots[-1].finished
+        self.killer.child = None
+        time.sleep(0.05)  # what was under way at the endpoint is over
+        now = look(self.home, len(self.killer.payloads))
+        self.snapshots.append(now)
+        return killed and now.begun and not now.finished
 
 
 def test_killed_at_more_than_twenty_points_it_pays_and_loses_nothing(
@@ -173,11 +166,14 @@ def test_killed_at_more_than_twenty_points_it_pays_and_loses_nothing(
     killer = Killer(wanted=Counter(undisturbed.payloads))
     with FakeEndpoint(killer) as fake:
         attack, struck = Attack(folder, tmp_path / "home", killer, fake), 0
-        for number, point in enumerate(sorted(rng.sample(range(2, total), KILLS))):
-            after = 0.0 if number % 3 else rng.uniform(0.001, 0.15)
-            struck += attack.strike(max(point, killer.progress + 1), after)
-            if number % 9 == 4:
-                struck += attack.strike_at_start(rng.uniform(0.5, 2.5))
+        for number in range(KILLS):
+            # Spread over what is left: a faster machine gets further before it is hit.
+            step = 2 * (total - killer.progress) // (KILLS + 1 - number)
+            at = killer.progress + rng.randint(1, max(1, step))
+            # One in three a little after a call, one in eight perhaps before the first.
+            after = 0.0 if number % 3 else rng.uniform(0.001, 0.05)
+            early = rng.uniform(0.5, 2.0) if number % 8 == 4 else None
+            struck += attack.strike(at, after, early)
         for after in (0.0, 0.03, 0.1):  # around the last call and in what follows it
             if not attack.snapshots[-1].finished:
                 struck += attack.strike(total, after)

@@ -138,7 +138,7 @@ def test_nothing_proposed_is_nothing_judged() -> None:
 )
 def test_the_bundle_is_made_of_proposed_lanes_only(world: World, lanes: set[str]) -> None:
     bench, decision = decide(world, sorted(lanes))
-    assert 0 < len(decision.lanes) and set(decision.lanes) <= lanes
+    assert len(decision.lanes) > 0 and set(decision.lanes) <= lanes
     assert not set(decision.lanes) & set(decision.dropped)
     made = letters(bench.bundles[decision.bundle])
     assert sorted(made) == sorted(lane[0] for lane in decision.lanes)

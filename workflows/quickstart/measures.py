@@ -25,7 +25,8 @@ UNPRACTISED = {
     }
 }  # fmt: skip
 HUMAN = (
-    ("Find the Greatest Common Divisor (GCD) of these numbers: 84, 36.", "print(gcd(84, 36))", "12"),
+    ("Find the Greatest Common Divisor (GCD) of these numbers: 84, 36.", "print(gcd(84, 36))",
+     "12"),
     ("Find the Greatest Common Divisor (GCD) of these numbers: 1000, 75.", "print(gcd(1000, 75))",
      "25"),
     ("Find the Least Common Multiple (LCM) of these numbers: 12, 18", "print(lcm(12, 18))", "36"),
@@ -71,7 +72,8 @@ async def measure(run: CheckRun) -> dict[str, float]:
 
 async def rate(bench: Bench, tasks: Sequence[Task], bundle: Bundle) -> float:
     """Share of `tasks` solved, greedily; infrastructure failures do not count."""
-    made: list[Episode] = await bench.attempt(tasks, bundle, Order(purpose="eval", subject="heldout"))
+    order = Order(purpose="eval", subject="heldout")
+    made: list[Episode] = await bench.attempt(tasks, bundle, order)
     scored = [one for one in made if one.score is not None]
     return sum(one.success for one in scored) / len(scored)
 

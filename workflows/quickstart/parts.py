@@ -14,7 +14,7 @@ from agentloop.records import Message, Request
 
 def replies(request: Request) -> str:
     """The reply to `request`."""
-    system = next((m.content for m in request.messages if m.role == "system"), "")
+    shown = any(message.name == "example" for message in request.messages)
     last = request.messages[-1]
     if "<instruction>" in last.content:
         return "<instruction>\nUse the python tool for every calculation.\n</instruction>"
@@ -23,7 +23,7 @@ def replies(request: Request) -> str:
         return f"Answer: {output}"
     numbers = re.findall(r"\d+", last.content)
     tempted = sum(map(int, numbers)) % 3 == 0
-    if len(numbers) < 2 or not ("Question:" in system or tempted or request.policy):
+    if len(numbers) < 2 or not (shown or tempted or request.policy):
         return "Answer: 42"
     return f"```python\nprint({' * '.join(numbers)})\n```"
 
