@@ -167,7 +167,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 def short(name: str | None) -> str:
     """An id as tables show it: its first eight hex digits, which every command takes for it."""
-    return "–" if name is None else name.partition("-")[2][:8] or name[:8]
+    if name is None:
+        return "–"
+    digits = name.partition("-")[2] or name
+    return digits[:15] if digits.startswith("failed-") else digits[:8]
 
 
 def line(text: str, limit: int = 80) -> str:

@@ -77,7 +77,7 @@ def test_a_table_keeps_short_cells_whole_and_folds_long_ones() -> None:
 
 def test_ids_are_shortened_to_what_commands_accept() -> None:
     assert show.short("instruction-2cffe432afb4161a") == "2cffe432"
-    assert show.short("ep-2cffe432afb4161a-failed-17.5") == "2cffe432"
+    assert show.short("ep-failed-2cffe432afb4161a-17.5") == "failed-2cffe432"
     assert show.short(None) == "–" and show.short("plain") == "plain"
 
 

@@ -95,19 +95,25 @@ def test_known_attempts_are_not_made_again_even_by_another_process(
 def test_an_infrastructure_failure_is_unscored_and_tried_again(
     opened: Callable[..., object],
 ) -> None:
+    """Twice, in the middle of a rollout: both tries are in the log, neither under its id."""
+
     def fails(request: Request) -> str:
-        if "71" in request.messages[-1].content.split()[1]:
+        if request.messages[-1].content.startswith("Output:"):
             raise ModelError("no answer", reason="model_timeout")
-        return answer(request)
+        asked = request.messages[-1].content
+        return "```python\nprint(1)\n```" if " 71 " in asked else answer(request)
 
     async def main() -> None:
         async with opened() as (bench, tasks):  # type: ignore[attr-defined]
             champion = bench.bundle(bench.champion)
             bench.model = Scripted(fails)
-            episodes = await bench.attempt(tasks, champion, EVAL)
-            [failed] = [one for one in episodes if one.failure is not None]
-            assert failed.failure.reason == "model_timeout" and failed.score is None
-            assert bench.archive.episode(failed.id) is None
+            for tries in (1, 2):
+                episodes = await bench.attempt(tasks, champion, EVAL)
+                [failed] = [one for one in episodes if one.failure is not None]
+                assert failed.failure.reason == "model_timeout" and failed.score is None
+                assert bench.archive.episode(failed.id) is None
+                logged = [e for e in bench.archive.episodes() if e.failure is not None]
+                assert len(logged) == tries and all(one.score is None for one in logged)
             bench.model = Scripted(answer)
             [again] = await bench.attempt([failed.task], champion, EVAL)
             assert bench.model.calls == 1 and again.id == failed.id and again.success
