@@ -48,7 +48,6 @@ class Holdout:
     Neither when fewer than half of the pairs are free of infrastructure failures.
     """
 
-    n: int = 64
     alpha: float = 0.05
     min_effect: float = 0.0
     noninferiority: float = 0.02
@@ -103,12 +102,12 @@ class Holdout:
 
     def _chosen(self, tasks: Sequence[Task]) -> list[Task]:
         rates = (self.min_effect, self.noninferiority, self.tokens_saving)
-        if self.n < 1 or not 0 < self.alpha < 1 or not all(0 <= rate < 1 for rate in rates):
+        if not 0 < self.alpha < 1 or not all(0 <= rate < 1 for rate in rates):
             raise UsageError(
-                "a setting of the gate is out of range; n is at least 1, alpha lies between 0 and "
-                "1, min_effect, noninferiority and tokens_saving from 0 to below 1"
+                "a setting of the gate is out of range; alpha lies between 0 and 1, "
+                "min_effect, noninferiority and tokens_saving from 0 to below 1"
             )
-        chosen = list(tasks[: self.n])
+        chosen = list(tasks)
         if not chosen:
             raise UsageError("the gate has no held-out tasks; add some to the source of tasks")
         if len({task.id for task in chosen}) < len(chosen):

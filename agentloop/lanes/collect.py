@@ -1,8 +1,8 @@
 """Collect: the champion practises on training tasks, with worked examples lent to it.
 
 Goes in: the bench. Comes out: scored episodes in the log, and counts. In the first round every
-task is lent the same few generic examples (of calling a tool at all, say); in later rounds each is
-lent the nearest successes of the rounds before, which turns a rare success into many. What was
+task is lent the tools' own examples of being called; in later rounds each is lent the nearest
+successes of the rounds before, which turns a rare success into many. What was
 lent is marked in the trajectory, and training leaves it out again.
 """
 
@@ -30,9 +30,6 @@ class Explore:
     """In the first round."""
     practice_temperature: float = 0.4
     """In later rounds, where the examples already show the way."""
-    starter: str = ""
-    """Worked examples (`Question: ...`) lent in the first round, and later to tasks that are near
-    to no success."""
     examples: int = 2
     """Successes lent per task in later rounds."""
     nearness: float = 0.75
@@ -71,6 +68,7 @@ class Explore:
         among those equally near, the best one last (a model imitates the last most), and those that
         used a tool where there are any. Only earlier
         rounds count, so that a resumed cycle lends the same."""
+        first = "\n\n".join(tool.spec.examples for tool in bench.tools)
         found = [one for one in seen if one.success]
         found = [one for one in found if uses_tools(one)] or found
         texts = [format_example(one) for one in found]
@@ -83,5 +81,5 @@ class Explore:
                 order = sorted(range(len(texts)), key=ranks.__getitem__)
                 chosen = list(dict.fromkeys(texts[at] for at in order))[: self.examples][::-1]
                 strange = row.max() < self.nearness
-                lent[task.id] = [self.starter, *chosen] if strange else chosen
-        return lambda task: lent.get(task.id, [self.starter])
+                lent[task.id] = [first, *chosen] if strange else chosen
+        return lambda task: lent.get(task.id, [first])

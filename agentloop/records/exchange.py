@@ -56,6 +56,8 @@ class ToolSpec:
     name: str
     description: str
     parameters: dict[str, Json]
+    examples: str = ""
+    """Worked examples of calling it (`Question: ...`), for a model that does not know how."""
 
 
 @record

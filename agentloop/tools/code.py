@@ -20,6 +20,47 @@ from math import ceil, comb, cos, exp, factorial, floor, gcd, isqrt, lcm, log, p
 OUTPUT_BYTES = 4096
 """Most bytes of output that a model is shown, about a thousand tokens."""
 
+EXAMPLES = """\
+Question: What is the factorial of 6?
+
+Assistant:
+```python
+print(factorial(6))
+```
+
+Output:
+720
+
+Assistant:
+Answer: 720
+
+Question: Replace every "a" with "o" in the text: "banana"
+
+Assistant:
+```python
+print("banana".replace("a", "o"))
+```
+
+Output:
+bonono
+
+Assistant:
+Answer: bonono
+
+Question: What is the larger of 12 and 31?
+
+Assistant:
+```python
+print(max(12, 31))
+```
+
+Output:
+31
+
+Assistant:
+Answer: 31
+"""
+
 _SPEC = ToolSpec(
     name="python",
     description="Run Python code; returns what it prints, or the value of its last expression. "
@@ -30,6 +71,7 @@ _SPEC = ToolSpec(
         "required": ["code"],
         "additionalProperties": False,
     },
+    examples=EXAMPLES,
 )
 
 

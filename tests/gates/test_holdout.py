@@ -118,10 +118,9 @@ def test_tokens_of_excluded_pairs_do_not_count_and_none_is_no_saving() -> None:
 
 
 def test_it_judges_the_first_n_tasks_and_refuses_what_it_cannot_judge() -> None:
-    assert _judge(Holdout(n=8), WRONG * 20, RIGHT * 20).n == 8
     with pytest.raises(UsageError, match="no held-out tasks"):
         _judge(Holdout(), "", "")
-    for wrong in (Holdout(n=0), Holdout(alpha=0), Holdout(alpha=1), Holdout(min_effect=-0.1),
+    for wrong in (Holdout(alpha=0), Holdout(alpha=1), Holdout(min_effect=-0.1),
                   Holdout(tokens_saving=float("nan"))):  # fmt: skip
         with pytest.raises(UsageError, match="out of range"):
             _judge(wrong, "1", "1")

@@ -6,7 +6,7 @@ from agentloop import Score, Task
 
 
 def grade(answer: str, task: Task) -> Score:
-    """Right when every expected word is in the answer; the feedback is what the agent learns from."""
+    """Right when every expected word is in the answer; learners read the feedback."""
     said = set(re.findall(r"[\w.+-]*\w", answer))
     expected = re.findall(r"[\w.+-]*\w", str(task.expected))
     missing = [word for word in expected if word not in said]
