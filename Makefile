@@ -20,7 +20,6 @@ test-integration: $(VENV)/.api
 
 check: venv
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check --quiet . || true
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/langgraph validate

@@ -8,9 +8,9 @@ import pytest
 from agentloop.cli import _QUIET
 
 os.environ.update(_QUIET)
-for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "AGENTLOOP_API_KEY", "AGENTLOOP_BASE_URL",
-             "AGENTLOOP_MODEL", "OPENAI_MODEL", "AGENTLOOP_HOME", "AGENTLOOP_WORKSPACE"):  # fmt: skip
-    os.environ.pop(name, None)
+for name in list(os.environ):
+    if name.startswith(("OPENAI_", "AGENTLOOP_")) and name != "AGENTLOOP_CACHE":
+        del os.environ[name]
 
 
 @pytest.fixture(autouse=True)

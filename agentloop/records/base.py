@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, Union, dataclass_
 from typing_extensions import TypeAliasType
 
 if TYPE_CHECKING:
-    Json: TypeAlias = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+    Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 else:  # pydantic (in `trajectories.codec`) resolves the recursion only through `TypeAliasType`
     Json = TypeAliasType(
         "Json", Union[bool, int, float, str, list["Json"], dict[str, "Json"], None]

@@ -96,7 +96,7 @@ class Request:
     sampling: Sampling = Sampling()
     policy: str | None = None
     key: str = ""
-    """Names the call for good: one with a key the journal knows is answered from it, not paid again."""
+    """Names the call for good: one that the journal knows is answered from it, not paid again."""
 
 
 @record

@@ -65,7 +65,7 @@ class Skill:
 
 @record
 class Policy:
-    """A version of the local policy: a LoRA adapter over `base`, in `policies/<id>/` of the home."""
+    """A version of the local policy: a LoRA adapter over `base`, in `policies/<id>/`."""
 
     base: str
     sha256: str

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agentloop.errors import SandboxError, ToolError
 from agentloop.ports import Tool
 from agentloop.records import SandboxResult
-from agentloop.tools.code import OUTPUT_BYTES, PythonTool, clip
+from agentloop.tools.code import OUTPUT_BYTES, PRELUDE, PythonTool, clip
 
 
 class Fixed:
@@ -46,7 +46,7 @@ def test_output_and_errors_are_text(stdout: str, error: str, text: str) -> None:
     made = PythonTool(sandbox)
     assert isinstance(made, Tool) and made.spec.name == "python"
     assert asyncio.run(made.call({"code": "print(1)"})) == text
-    assert sandbox.ran[-1] == "print(1)"
+    assert sandbox.ran[-1] == PRELUDE + "print(1)"
 
 
 @pytest.mark.parametrize("arguments", [{}, {"code": 1}, {"code": "x", "y": 1}, {"source": "x"}])
