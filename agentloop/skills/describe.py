@@ -40,6 +40,7 @@ def characteristic(prompts: Sequence[str], others: Sequence[str], n: int = 3) ->
 
 
 def unique(name: str, taken: Collection[str]) -> str:
+    """`name`, or the first of `name-2`, `name-3` ... that is not taken."""
     number, free = 2, name
     while free in taken:
         free, number = f"{name}-{number}", number + 1
@@ -64,4 +65,5 @@ def template(prompts: Sequence[str], sample: int = 12) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
+    """`text` in at most `limit` characters, an ellipsis at the end when it was cut."""
     return text if len(text) <= limit else f"{text[: limit - 4].rstrip()} ..."

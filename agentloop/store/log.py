@@ -161,7 +161,7 @@ class Log:
         jobs: list[_Job] = []
         while self._waiting and len(jobs) < _GROUP:
             job = self._waiting.popleft()
-            if job.done.set_running_or_notify_cancel() and self._pack(job):
+            if job.done.set_running_or_notify_cancel() and _packed(job, self.redact):
                 jobs.append(job)
         if not jobs:
             return
@@ -177,27 +177,6 @@ class Log:
                 job.done.set_exception(result)
             else:
                 job.done.set_result(result)
-
-    def _pack(self, job: _Job) -> bool:
-        """Redact and compress before the transaction begins; a draft that is not JSON fails its
-        own append and no other."""
-        now = time.time()
-        try:
-            for draft in job.drafts:
-                body = self.redact(draft.body)
-                names = (draft.kind, draft.key, draft.scope)
-                fact = facts.statement(*names, body)
-                for value in (*names, *(fact[1] if fact else ())):
-                    str(value).encode()  # SQLite has no lone surrogates; a body may have them
-                at = float(now if draft.at is None else draft.at)
-                job.rows.append(_Packed(names, at, pack(body), fact))
-        except StoreError as error:
-            job.done.set_exception(error)
-        except Exception as error:
-            job.done.set_exception(StoreError(f"a draft cannot be stored: {error}"))
-        else:
-            return True
-        return False
 
     def _extend(self, jobs: list[_Job]) -> list[list[int] | StoreError]:
         last = self._db.execute("SELECT seq, hash FROM entry ORDER BY seq DESC LIMIT 1").fetchone()
@@ -256,6 +235,28 @@ class Log:
     def _fetch(self, sql: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         with guarded(self.path), self._reading:
             return self._reader.execute(sql, values).fetchall()
+
+
+def _packed(job: _Job, redact: Callable[[Json], Json]) -> bool:
+    """Redact and compress before the transaction begins; a draft that is not JSON fails its
+    own append and no other."""
+    now = time.time()
+    try:
+        for draft in job.drafts:
+            body = redact(draft.body)
+            names = (draft.kind, draft.key, draft.scope)
+            fact = facts.statement(*names, body)
+            for value in (*names, *(fact[1] if fact else ())):
+                str(value).encode()  # SQLite has no lone surrogates; a body may have them
+            at = float(now if draft.at is None else draft.at)
+            job.rows.append(_Packed(names, at, pack(body), fact))
+    except StoreError as error:
+        job.done.set_exception(error)
+    except Exception as error:
+        job.done.set_exception(StoreError(f"a draft cannot be stored: {error}"))
+    else:
+        return True
+    return False
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
