@@ -172,7 +172,9 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
         graph = load_graph(spec.graph, options.workspace.roots, loaded.folder)
         bench = Bench(
             archive=archive, tasks=_tasks(loaded, model_spec, options),
-            runner=Runner(graph, native_tools=not model_spec.local),
+            runner=Runner(
+                graph, checkpoints=options.home / "checkpoints.db", native_tools=not model_spec.local
+            ),
             model=Journaled(Metered(Retrying(transport), meter), journal),
             reward=loaded.build(_reward(spec, model_spec)), tools=_tools(loaded, sandbox),
             limits=spec.limits,
