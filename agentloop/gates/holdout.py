@@ -45,7 +45,7 @@ class Holdout:
     than -`noninferiority`, and no sign of harm in the one-sided exact test (p of "worse" >=
     `alpha`). The margin is on the observed effect, not on the interval, which at these n is wider
     than 2 points.
-    Neither when fewer than half of the pairs are free of infrastructure failures.
+    Neither when the champion was scored in fewer than half of the pairs.
     """
 
     alpha: float = 0.05
@@ -116,8 +116,11 @@ class Holdout:
 
 
 def _paired(tasks: Sequence[Task], before: list[Episode], after: list[Episode]) -> _Pairs:
+    """Pairs in which the champion was scored. A challenger that failed where the champion did not
+    counts as wrong, whatever the reason: dropping those pairs would promote a bundle whose prompt
+    overflows the context or runs into the time limit."""
     champion = {episode.task.id: episode for episode in before if episode.score is not None}
-    challenger = {episode.task.id: episode for episode in after if episode.score is not None}
+    challenger = {episode.task.id: episode for episode in after}
     valid = tuple(
         (champion[task.id], challenger[task.id])
         for task in tasks

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agentloop.errors import GraderError
+from agentloop.errors import BudgetReached, GraderError, ModelError, UsageError
 from agentloop.graphs.run import Runner
 from agentloop.lanes.compose import compose
 from agentloop.policies.registry import Policies
@@ -24,6 +24,7 @@ from agentloop.records import (
     Failure,
     Instruction,
     Limits,
+    Policy,
     Purpose,
     Sampling,
     Skill,
@@ -31,6 +32,7 @@ from agentloop.records import (
 )  # fmt: skip
 from agentloop.skills.retrieve import Retriever
 from agentloop.store.archive import Archive
+from agentloop.store.query import Query
 
 _GROUP = 256
 
@@ -80,6 +82,8 @@ class Bench:
     """Id of the bundle that proposals start from."""
     progress: Progress
     concurrency: int = 64
+    max_rollouts: int | None = None
+    """Of the whole run; `None` is no limit."""
 
     def bundle(self, bundle_id: str) -> Bundle:
         """The bundle by its id."""
@@ -96,10 +100,24 @@ class Bench:
         known.update({one.id: one for one in await self._keep(_unscored(known.values()))})
         fresh = [one for one in attempts if not _usable(known[one.id])]
         if fresh:
+            self._afford(len(fresh))
             made = await self._run(fresh, order)
+            _refuse_outage(made)
             known.update({episode.id: episode for episode in made})
         episodes = [known[one.id] for one in attempts]
         return [episode for episode in episodes if episode is not None]
+
+    def _afford(self, rollouts: int) -> None:
+        """Raises `BudgetReached` when the run may not make so many more rollouts."""
+        if self.max_rollouts is None:
+            return
+        query = Query(kinds=("episode",), run=self.run)
+        made = sum(1 for _ in self.archive.read(query))
+        if made + rollouts > self.max_rollouts:
+            raise BudgetReached(
+                f"{made} of {self.max_rollouts} rollouts are used and {rollouts} more are needed; "
+                "raise `budget.rollouts` and continue"
+            )
 
     async def _run(self, attempts: Sequence[Attempt], order: Order) -> list[Episode]:
         """Groups of a few hundred: each is scored and acknowledged whole. A budget that is spent
@@ -128,12 +146,12 @@ class Bench:
         return made
 
     async def _keep(self, episodes: Sequence[Episode]) -> list[Episode]:
-        """Score, log, tell the curriculum."""
+        """Log, score, tell the curriculum."""
         if not episodes:
             return []
+        filed = [_filed(one) for one in episodes if not _never_began(one)]
+        await self.archive.add_episodes(filed, scope=self.workflow)  # before a grader can fail
         episodes = await score(self.reward, episodes)
-        filed = [_filed(one) for one in episodes if one.trajectories and one.trajectories[0].nodes]
-        await self.archive.add_episodes(filed, scope=self.workflow)
         scores = [(one.id, one.score) for one in episodes if one.score is not None]
         await self.archive.add_scores(scores, "reward", scope=self.workflow)
         self.tasks.learn(episodes)
@@ -142,8 +160,8 @@ class Bench:
     async def _orders(self, tasks: Sequence[Task], bundle: Bundle, order: Order) -> list[Attempt]:
         bundle_id = self.archive.put(bundle)
         policy = bundle.policies.get("agent")
-        if policy is not None and self.server is not None:
-            await self.server.load_policy(policy, self.policies.path(policy))
+        if policy is not None:
+            await self._load(policy)
         instruction = self.instruction(bundle).text
         retriever = self._retriever(bundle)
         decoding = self.decoding
@@ -164,6 +182,17 @@ class Bench:
                 for sample in range(order.samples)
             ]  # fmt: skip
         return attempts
+
+    async def _load(self, policy: str) -> None:
+        """Serve the adapter. Raises `UsageError` when it was trained on another model."""
+        base = self.archive.get(policy, Policy).base
+        if self.base_model is None or Path(base).name != self.base_model.name:
+            raise UsageError(
+                f"the bundle's policy `{policy}` was trained on `{Path(base).name}` and the model "
+                "here is another; use that model, another --home, or: agentloop rollback WORKFLOW"
+            )
+        if self.server is not None:
+            await self.server.load_policy(policy, self.policies.path(policy))
 
     def _retriever(self, bundle: Bundle) -> Retriever | None:
         skills = [(skill_id, self.archive.get(skill_id, Skill)) for skill_id in bundle.skills]
@@ -212,6 +241,31 @@ def _filed(episode: Episode) -> Episode:
 def _unscored(episodes: Iterable[Episode | None]) -> list[Episode]:
     """Those that were logged just before a crash and never got their score."""
     return [one for one in episodes if one is not None and _usable(one) and one.score is None]
+
+
+def _never_began(episode: Episode) -> bool:
+    """Refused before its first call because the budget was spent: nothing to keep."""
+    nodes = any(one.nodes for one in episode.trajectories)
+    return episode.failure is not None and episode.failure.reason == "budget" and not nodes
+
+
+_OUTAGE = frozenset(
+    {"model_error", "model_timeout", "graph_error", "sandbox_error", "grader_error"}
+)
+
+
+def _refuse_outage(episodes: Sequence[Episode]) -> None:
+    """When more than half of a batch broke for reasons that no bundle causes, there is nothing to
+    learn or to judge: stop with the cause, so that the run can be continued once it is mended."""
+    broken = [one for one in episodes if one.failure and one.failure.reason in _OUTAGE]
+    if len(broken) * 2 > len(episodes):
+        first = broken[0].failure
+        assert first is not None
+        raise ModelError(
+            f"{len(broken)} of {len(episodes)} rollouts failed; the first: {first.reason}: "
+            f"{first.detail}",
+            reason=first.reason,
+        )
 
 
 def _usable(episode: Episode | None) -> bool:

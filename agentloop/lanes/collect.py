@@ -9,6 +9,9 @@ lent is marked in the trajectory, and training leaves it out again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
 
 from agentloop.lanes.bench import Bench, Lend, Order
 from agentloop.ports import part
@@ -16,16 +19,18 @@ from agentloop.records import Episode, Json, Task
 from agentloop.skills.similarity import embed
 from agentloop.trajectories.examples import format_example, uses_tools
 
+Count = Annotated[int, Field(ge=1, le=100_000)]
+
 
 @part
 class Explore:
     """`rounds` rounds: the first of `tasks` tasks with `samples` each, later ones of `practice`
     tasks with one sample each."""
 
-    rounds: int = 3
-    tasks: int = 16
-    samples: int = 2
-    practice: int = 24
+    rounds: Count = 3
+    tasks: Count = 16
+    samples: Count = 2
+    practice: Count = 24
     temperature: float = 0.7
     """In the first round."""
     practice_temperature: float = 0.4

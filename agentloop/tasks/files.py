@@ -82,7 +82,9 @@ class Jsonl:
             if not isinstance(row.get(key, "-"), str):
                 self._bad(number, f'has a "{key}" that is not a text')
         name = row.pop("id", None) or content_id("task", prompt)
-        split = row.pop("split", None) or ("heldout" if is_heldout(name, self.heldout) else "train")
+        # By the text, not by the id: one question under two ids must not be on both sides.
+        fallback = "heldout" if is_heldout(prompt, self.heldout) else "train"
+        split = row.pop("split", None) or fallback
         where: Split
         if split == "heldout":
             where = "heldout"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from agentloop import __version__
 from agentloop.errors import MissingDependency, UsageError
 from agentloop.graphs.load import load_graph
 from agentloop.graphs.run import Runner
@@ -44,6 +45,7 @@ from agentloop.tools.code import PythonTool
 from agentloop.tools.spec import tool
 from agentloop.training.dry import DryTrainer
 from agentloop.training.job import ProcessTrainer
+from agentloop.trajectories.codec import to_json
 from agentloop.workflows.load import Loaded, build
 from agentloop.workflows.schema import PartSpec, Workflow
 from agentloop.workspace import Workspace, model_cache
@@ -145,7 +147,8 @@ def check_model(loaded: Loaded, model: str | None) -> ModelSpec:
 def plan_hash(loaded: Loaded, model: str | None, tasks: str | None, seed: int) -> str:
     """What a cycle must not change between its start and its resumption."""
     rows = Path(tasks).read_bytes().hex() if tasks and Path(tasks).is_file() else ""
-    return content_id("plan", loaded.digest(), model or loaded.spec.model, tasks, rows, seed)
+    return content_id("plan", loaded.digest(), to_json(parse(model or loaded.spec.model)), rows,
+                      tasks, seed, __version__)
 
 
 def price_of(loaded: Loaded, model: str | None, calls: int) -> float | None:
@@ -173,7 +176,9 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
         bench = Bench(
             archive=archive, tasks=_tasks(loaded, model_spec, options),
             runner=Runner(
-                graph, checkpoints=options.home / "checkpoints.db", native_tools=not model_spec.local
+                graph,
+                checkpoints=options.home / "checkpoints.db",
+                native_tools=not model_spec.local,
             ),
             model=Journaled(Metered(Retrying(transport), meter), journal),
             reward=loaded.build(_reward(spec, model_spec)), tools=_tools(loaded, sandbox),
@@ -184,6 +189,7 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
             workflow=loaded.name, run=options.run, seed=options.seed,
             champion=seed_champion(loaded, archive), progress=options.progress,
             concurrency=spec.concurrency,
+            max_rollouts=spec.budget.rollouts,
         )  # fmt: skip
         yield Kit(
             name=loaded.name, bench=bench, collector=loaded.build(spec.collect),

@@ -64,7 +64,10 @@ class Loaded:
     def digest(self) -> str:
         """Hash of the workflow as resolved, with the Python and data files beside it."""
         state = hashlib.blake2b(digest_size=16)
-        state.update(self.spec.model_dump_json().encode())
+        # What may change without changing a result: a budget can be raised to go on.
+        prose = {"title", "claim", "faithful", "reduced", "seed_paper", "checks"}
+        limits = {"budget", "prices", "concurrency"}
+        state.update(self.spec.model_dump_json(exclude=prose | limits).encode())
         for path in sorted(self.folder.iterdir()):
             if path.suffix in (".py", ".jsonl") and path.is_file():
                 state.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -7,6 +7,7 @@ that was never practised before and after.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -61,10 +62,11 @@ async def measure(run: CheckRun) -> dict[str, float]:
             text = f"{bench.instruction(untouched).text}\n\n{examples()}"
             shown = archive.put(Instruction(text=text, operator="edit"))
             metrics["human"] = await rate(bench, heldout, replace(untouched, instruction=shown))
-            metrics["after_minus_human"] = metrics["heldout.challenger"] - metrics["human"]
+            after = metrics.get("heldout.challenger", 0.0)
+            metrics["after_minus_human"] = after - metrics["human"]
             other = ReasoningGym(families=UNPRACTISED).draw(N, split="heldout", seed=run.seed)
-            before = await rate(bench, other, untouched)
-            after = await rate(bench, other, archive.get(report.bundle, Bundle))
+            before = await last_number(bench, other, untouched)
+            after = await last_number(bench, other, archive.get(report.bundle, Bundle))
             metrics |= {"unpractised.before": before, "unpractised.after": after,
                         "unpractised.fall": before - after}  # fmt: skip
     return metrics
@@ -75,7 +77,16 @@ async def rate(bench: Bench, tasks: Sequence[Task], bundle: Bundle) -> float:
     order = Order(purpose="eval", subject="heldout")
     made: list[Episode] = await bench.attempt(tasks, bundle, order)
     scored = [one for one in made if one.score is not None]
-    return sum(one.success for one in scored) / len(scored)
+    return sum(one.success for one in scored) / max(len(scored), 1)
+
+
+async def last_number(bench: Bench, tasks: Sequence[Task], bundle: Bundle) -> float:
+    """Share of `tasks` whose answer ends with the expected number. The untouched model answers
+    `2 + 3 = 5`, which the strict grader refuses; judged by that, it could not get any worse."""
+    made = await bench.attempt(tasks, bundle, Order(purpose="eval", subject="heldout"))
+    last = [re.findall(r"-?\d+", one.answer or "")[-1:] for one in made]
+    right = [[str(one.task.expected)] == found for one, found in zip(made, last, strict=True)]
+    return sum(right) / max(len(right), 1)
 
 
 def examples() -> str:
