@@ -11,6 +11,7 @@ os.environ.update(_QUIET)
 for name in list(os.environ):
     if name.startswith(("OPENAI_", "AGENTLOOP_")) and name != "AGENTLOOP_CACHE":
         del os.environ[name]
+os.environ["AGENTLOOP_DEBUG"] = "1"  # a fault of ours is a traceback here
 
 
 @pytest.fixture(autouse=True)

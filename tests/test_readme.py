@@ -10,7 +10,11 @@ import typer
 from agentloop.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("workflows/*/README.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("workflows/*/README.md")),
+]
 SHOWN = sorted(
     {
         line.removeprefix("$ ").split("  #")[0].strip()

@@ -8,6 +8,7 @@ needs it.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 
@@ -25,6 +26,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and leave with its exit code."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may know less than Unicode
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -38,21 +42,26 @@ def run(arguments: list[str]) -> int:
     except AgentLoopError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing is lost; continue a cycle with --resume", 130)
+        return _fail(f"interrupted; nothing acknowledged is lost{_continue(arguments)}", 130)
     except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        return _fail(f"{error}; {_next_step(error)}", 1)
-
-
-def _next_step(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return (
-            "the disk is full; nothing acknowledged is lost; free space and run the same command "
-            "with --resume"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = "the disk is full; free space" if full else "mend that and run the command again"
+        return _fail(f"{error}; nothing acknowledged is lost; {what}{_continue(arguments)}", 1)
+    except Exception as error:
+        if os.environ.get("AGENTLOOP_DEBUG"):
+            raise
+        return _fail(
+            f"{type(error).__name__}: {error}; this is a fault in agentloop or in a part of the "
+            "workflow; AGENTLOOP_DEBUG=1 shows where",
+            1,
         )
-    return "nothing acknowledged is lost; mend that and run the same command again"
+
+
+def _continue(arguments: list[str]) -> str:
+    return "; continue the cycle with --resume" if arguments[:1] == ["cycle"] else ""
 
 
 def _fail(text: str, code: int) -> int:

@@ -25,13 +25,14 @@ def run(
     if dry_run:
         return session.print_plan(calls=n * session.loaded.spec.limits.turns, rollouts=n)
     episodes, usage = asyncio.run(session.rollouts(n, purpose="serve", split="train"))
-    failed = [e for e in episodes if e.failure is not None]
+    reasons = Counter(
+        e.failure.reason if e.failure else "wrong_answer" for e in episodes if not e.success
+    )
     if as_json:
         opt.print_json({
             "run": session.run_id, "n": len(episodes),
             "succeeded": sum(e.success for e in episodes),
-            "failed": len(failed),
-            "by_reason": dict(Counter(e.failure.reason for e in failed if e.failure)),
+            "failed": reasons.total(), "by_reason": dict(reasons),
             "cost": {"usd": usage.usd, "tokens": usage.tokens, "seconds": session.seconds()},
         })  # fmt: skip
         return 0
@@ -49,8 +50,9 @@ def run(
         f"${usage.usd:.4f}, {session.seconds():.1f} s  (run {session.run_id})",
         style="bold",
     )
+    example = next((e.id for e in episodes if e.score is not None), "")
     show.tell(
-        f"next: agentloop inspect trajectories {episodes[0].id}{session.home_option()}"
+        f"next: agentloop inspect trajectories {example}{session.home_option()}"
         f"   |   agentloop cycle {workflow}{session.same_options()}",
         style="dim",
     )

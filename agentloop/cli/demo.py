@@ -33,7 +33,7 @@ def main() -> int:
         return 1
     began = time.monotonic()
     code = run(["cycle", "quickstart", "--resume", "--home", str(_HOME)])
-    if code not in (0, 1):
+    if code:
         return code
     before_and_after()
     show.tell(f"\nAll of it took {(time.monotonic() - began) / 60:.1f} minutes. Look around:",

@@ -11,7 +11,7 @@ import typer
 
 from agentloop.cli import options as opt
 from agentloop.cli import show
-from agentloop.errors import UsageError
+from agentloop.errors import StoreError, UsageError
 
 store = typer.Typer(help="The log and its index.", no_args_is_help=True)
 
@@ -77,7 +77,10 @@ def rollback(
 @store.command()
 def verify(home: opt.Home = None, as_json: opt.AsJson = False) -> int:
     """Walk the hash chain and check every record."""
-    result = opt.open_archive(home).verify()
+    try:
+        result = opt.open_archive(home).verify()
+    except StoreError as error:  # too damaged to open is a finding as well
+        result = {"ok": False, "rows": 0, "problems": [str(error)]}
     if as_json:
         opt.print_json(result)
     else:

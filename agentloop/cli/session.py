@@ -93,6 +93,8 @@ class Session:
                 drawn = bench.tasks.draw(n, split=split, seed=self.seed)
                 if not drawn:
                     raise UsageError(f"there is no {split} task in the source; add rows to it")
+                if len(drawn) < n:
+                    show.tell(f"only {len(drawn)} {split} tasks are available", err=True)
                 order = Order(purpose=purpose, subject=purpose)
                 episodes = await bench.attempt(drawn, chosen, order)
                 if all(e.failure and e.failure.reason == "budget" for e in episodes):

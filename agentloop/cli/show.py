@@ -126,7 +126,7 @@ def trace(episode: Episode, *, show_system: bool = True) -> Panel:
 def headline(episode: Episode) -> Text:
     """Solved or not, in one line."""
     if episode.failure is not None:
-        verdict = f"✗ {episode.failure.reason}"
+        verdict = f"✗ {episode.failure.reason}: {episode.failure.detail}"
     elif episode.score is None:
         verdict = "not scored"
     else:

@@ -22,7 +22,7 @@ seed_paper: A paper | with a bar
 ablations:
   short: {limits.turns: 2}
 checks:
-  - {id: high, tier: unit, metric: score, bar: 0.5, seeds: [1, 2, 3], source: here,
+  - {id: high, tier: unit, metric: score, bar: 0.25, seeds: [1, 2, 3], source: here,
      use: "./measure.py:measure"}
   - {id: low, tier: unit, metric: cost, op: "<", bar: 2, seeds: [1], source: there,
      use: "./measure.py:measure"}
@@ -116,7 +116,7 @@ CHANGES: dict[str, tuple[bool, Callable[[Path, Path], Any]]] = {
     "the tasks": (True, lambda folder, _: _edit(folder / "tasks.jsonl", "products", "others")),
     "a named module": (True, lambda _, module: module.write_text("X = 2\n")),
     "the title": (False, lambda folder, _: _edit(folder / "workflow.yaml", "Tiny", "Small")),
-    "a bar": (False, lambda folder, _: _edit(folder / "workflow.yaml", "bar: 0.5", "bar: 0.9")),
+    "a bar": (False, lambda folder, _: _edit(folder / "workflow.yaml", "bar: 0.25", "bar: 0.5")),
     "the README": (False, lambda folder, _: (folder / "README.md").write_text("new")),
 }
 
@@ -154,7 +154,7 @@ def test_tables_say_what_was_reached_and_leave_the_prose(folder: Path) -> None:
     assert text.startswith("# Tiny\n\nprose\n") and text.endswith("\n\nmore prose\n")
     lines = table(folder / "README.md")
     assert lines[0] == ["check", "tier", "bar", "reached", "met", "seconds", "source"]
-    assert lines[2][:5] == ["high", "unit", "score >= 0.5", "0.5 (0.25 to 0.75, 3 seeds)", "yes"]
+    assert lines[2][:5] == ["high", "unit", "score >= 0.25", "0.5 (0.25 to 0.75, 3 seeds)", "yes"]
     [_, _, index] = table(folder.parent / "README.md")
     assert index[0] == "[tiny](tiny/README.md)" and index[1] == "A paper \\| with a bar"
     assert index[5] == "`agentloop cycle tiny`"
@@ -179,7 +179,7 @@ def test_no_time_left_measures_nothing(folder: Path) -> None:
 def test_the_commands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["check", "tiny", "--tier", "unit"]) == 0
     assert "0.25 to 0.75" in capsys.readouterr().out
-    _edit(folder / "workflow.yaml", "bar: 0.5", "bar: 0.9")
+    _edit(folder / "workflow.yaml", "bar: 0.25", "bar: 0.5")
     assert run(["check", "tiny", "--tier", "unit"]) == 1  # a bar that is not met
     assert main(["--tier", "unit", "--stale"]) == 0
     assert "none" in capsys.readouterr().out

@@ -220,7 +220,7 @@ def test_an_interrupt(
 ) -> None:
     parts = tiny_workflow.PARTS.replace("    system =", "    raise KeyboardInterrupt\n    system =")
     workflow = str(tiny_workflow.make(tmp_path, parts=parts))
-    assert "--resume" in refused("run", workflow, code=130)
+    assert "nothing acknowledged is lost" in refused("run", workflow, code=130)
     with Archive(home) as archive:
         assert archive.verify()["ok"]
 

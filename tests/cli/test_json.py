@@ -24,7 +24,8 @@ CHECK = "checks: [{id: gain, tier: unit, metric: heldout.effect, bar: 0.3, sourc
 def test_run_and_eval(tiny: str, home: Path, data: Data) -> None:
     told = data("run", tiny, "--n", "4", "--seed", "3")
     assert set(told) == {"run", "n", "succeeded", "failed", "by_reason", "cost"}
-    assert told["n"] == 4 and told["failed"] == 0 and set(told["cost"]) == COST
+    assert told["n"] == 4 == told["succeeded"] + told["failed"] and set(told["cost"]) == COST
+    assert told["by_reason"] == {"wrong_answer": told["failed"]}
     rated = data("eval", tiny, "--bundle", "champion", "--n", "12")
     assert set(rated) == {"n", "successes", "rate", "bundle", "seconds"}
     assert rated["rate"] == rated["successes"] / rated["n"] == 0.5

@@ -121,7 +121,8 @@ def test_run_eval_and_cycle_work_unedited(
 
         ran = as_json(capsys, "run", "mine", "--n", "6", "--seed", "1")
         assert ran.keys() == {"run", "n", "succeeded", "failed", "by_reason", "cost"}
-        assert ran["n"] == 6 and ran["failed"] == 0 and ran["by_reason"] == {}
+        assert ran["n"] == 6 == ran["succeeded"] + ran["failed"]
+        assert ran["by_reason"] == {"wrong_answer": ran["failed"]}
         assert 0 < ran["succeeded"] < 6
         assert ran["cost"].keys() == {"usd", "tokens", "seconds"}
         assert ran["cost"]["tokens"] == 10 * fake.calls

@@ -99,16 +99,22 @@ def test_a_cheaper_one_with_signs_of_harm_is_kept_out_whatever_the_margin() -> N
     assert not verdict.passed and verdict.reason.startswith("worse")
 
 
-def test_infrastructure_failures_are_left_out_on_both_sides_and_counted() -> None:
+def test_a_champion_that_failed_is_left_out_and_counted() -> None:
     verdict = _judge(Holdout(), FAILED * 2 + WRONG * 14, WRONG + FAILED * 3 + RIGHT * 12)
-    assert (verdict.n, verdict.effect, verdict.passed) == (12, 1.0, True)
-    assert "(4 pairs excluded: infrastructure)" in verdict.reason
+    assert (verdict.n, verdict.effect, verdict.passed) == (14, 12 / 14, True)
+    assert "(2 pairs excluded: infrastructure)" in verdict.reason
     few = _judge(Holdout(), FAILED * 9 + WRONG * 7, RIGHT * 16)
     assert not few.passed and "only 7 of 16 pairs are valid" in few.reason
     none = _judge(Holdout(), FAILED * 4, RIGHT * 4)
     assert not none.passed and none.n == 0 and none.ci95 == (-1.0, 1.0)
     assert all(math.isfinite(x) for x in (none.p, none.effect, none.tokens_ratio, *none.ci95))
     assert decode(Verdict, encode(none)) == none
+
+
+def test_a_challenger_that_fails_where_the_champion_does_not_is_wrong_there() -> None:
+    """Right on 21 where the champion is right on 12 of them, and dead on 19 that it solves."""
+    worse = _judge(Holdout(), RIGHT * 12 + WRONG * 9 + RIGHT * 19, RIGHT * 21 + FAILED * 19)
+    assert not worse.passed and worse.n == 40 and worse.effect == (9 - 19) / 40
 
 
 def test_tokens_of_excluded_pairs_do_not_count_and_none_is_no_saving() -> None:
@@ -139,7 +145,7 @@ def test_it_judges_the_first_n_tasks_and_refuses_what_it_cannot_judge() -> None:
 @given(st.lists(st.sampled_from(["00", "01", "10", "11", "x1", "0x"]), min_size=1, max_size=40))
 def test_the_numbers_agree_with_each_other(pairs: list[str]) -> None:
     verdict = _judge(Holdout(), "".join(p[0] for p in pairs), "".join(p[1] for p in pairs))
-    assert verdict.n == sum("x" not in pair for pair in pairs) == len(verdict.outcomes)
+    assert verdict.n == sum(pair[0] != "x" for pair in pairs) == len(verdict.outcomes)
     assert verdict.effect == pytest.approx(verdict.challenger_rate - verdict.champion_rate)
     assert verdict.ci95[0] - 1e-12 <= verdict.effect <= verdict.ci95[1] + 1e-12
     assert not (verdict.passed and verdict.effect <= 0)

@@ -108,8 +108,12 @@ def test_an_infrastructure_failure_is_unscored_and_tried_again(
             champion = bench.bundle(bench.champion)
             bench.model = Scripted(fails)
             for tries in (1, 2):
-                episodes = await bench.attempt(tasks, champion, EVAL)
-                [failed] = [one for one in episodes if one.failure is not None]
+                if tries == 1:  # one of many: a record
+                    episodes = await bench.attempt(tasks, champion, EVAL)
+                    [failed] = [one for one in episodes if one.failure is not None]
+                else:  # all that is left to do fails: an outage
+                    with pytest.raises(ModelError, match="1 of 1 rollouts failed"):
+                        await bench.attempt(tasks, champion, EVAL)
                 assert failed.failure.reason == "model_timeout" and failed.score is None
                 assert bench.archive.episode(failed.id) is None
                 logged = [e for e in bench.archive.episodes() if e.failure is not None]

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentloop.cycle import record
+from agentloop.errors import StoreError
 from agentloop.gates.holdout import Holdout
 from agentloop.lanes.decide import Decision, Judge
 from agentloop.records import Bundle, Episode, Proposal, Score, Task, Usage, artifact_id
@@ -163,9 +164,12 @@ def recorded(archive: Archive, world: World) -> Decision:
         archive.point("w/champion", artifact_id(CHAMPION), reason="first", scope="w")
     _, decision = decide(world, ["skills"])
     kit = SimpleNamespace(
-        name="w", alias="w/champion", cycle_id="cycle-1", bench=SimpleNamespace(archive=archive)
-    )
-    record(kit, decision)  # type: ignore[arg-type]
+        name="w", alias="w/champion", cycle_id="cycle-1",
+        bench=SimpleNamespace(archive=archive, champion=artifact_id(CHAMPION)),
+    )  # fmt: skip
+    fence = ("cycle/w", archive.log.lease("cycle/w", "test", 60.0))
+    record(kit, decision, fence)  # type: ignore[arg-type]
+    archive.log.release(*fence)
     return decision
 
 
@@ -178,6 +182,21 @@ def test_a_promotion_is_one_row_and_one_command_undoes_it(archive: Archive) -> N
     assert [pointer.bundle for pointer in history] == [artifact_id(CHAMPION), decision.bundle]
     assert history[-1].reason == "promoted by cycle-1"
     assert archive.rollback("w/champion") == artifact_id(CHAMPION)
+
+
+def test_a_holder_that_lost_its_lease_promotes_nothing(archive: Archive) -> None:
+    for bundle in (CHAMPION, *PROPOSED.values()):
+        archive.put(bundle)
+    archive.point("w/champion", artifact_id(CHAMPION), reason="first", scope="w")
+    _, decision = decide({"": (8, 100), "s": (30, 100)}, ["skills"])
+    bench = SimpleNamespace(archive=archive, champion=artifact_id(CHAMPION))
+    kit = SimpleNamespace(name="w", alias="w/champion", cycle_id="cycle-1", bench=bench)
+    stale = ("cycle/w", archive.log.lease("cycle/w", "first", 60.0))
+    archive.log.release(*stale)
+    archive.log.lease("cycle/w", "second", 60.0)
+    with pytest.raises(StoreError, match="lost"):
+        record(kit, decision, stale)  # type: ignore[arg-type]
+    assert [p.bundle for p in archive.alias_history("w/champion")] == [artifact_id(CHAMPION)]
 
 
 def test_what_did_not_pass_does_not_serve(archive: Archive) -> None:
