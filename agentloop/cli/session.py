@@ -87,6 +87,7 @@ class Session:
                 home=self.home,
                 progress=progress,
             )
+            self._tell_unused()
             async with assemble(self.loaded, self.archive, options) as kit:
                 bench = kit.bench
                 chosen = self._bundle(bench.champion if bundle == "champion" else bundle)
@@ -100,6 +101,12 @@ class Session:
                 if all(e.failure and e.failure.reason == "budget" for e in episodes):
                     raise BudgetReached("the budget was reached before the first call")
                 return episodes, kit.meter.total
+
+    def _tell_unused(self) -> None:
+        from agentloop.workflows.assemble import unused_text
+
+        if note := unused_text(self.loaded, self.archive):
+            show.tell(note, style="yellow", err=True)
 
     def _bundle(self, name: str) -> Bundle:
         return self.archive.get(name, Bundle)
@@ -127,6 +134,7 @@ class Session:
                 progress=progress,
                 plan=plan,
             )
+            self._tell_unused()
             async with assemble(self.loaded, self.archive, options) as kit:
                 return await cycle(kit)
 

@@ -32,6 +32,7 @@ from agentloop.records import (
     Json,
     Proposal,
     Sampling,
+    artifact_id,
     content_id,
 )  # fmt: skip
 from agentloop.refs import resolve
@@ -210,6 +211,19 @@ def seed_champion(loaded: Loaded, archive: Archive) -> str:
         alias_of(loaded.name), bundle, reason="the workflow's own instruction", scope=loaded.name
     )
     return bundle
+
+
+def unused_text(loaded: Loaded, archive: Archive) -> str:
+    """What to tell a person who edited `instruction:` after the first champion was made from it;
+    empty when there is nothing to tell."""
+    text = Instruction(text=loaded.spec.instruction.strip())
+    known = {name for name, _, _ in archive.artifacts(Instruction)}
+    if archive.alias(alias_of(loaded.name)) is None or artifact_id(text) in known:
+        return ""
+    return (
+        "note: the champion in this home serves, not the edited `instruction` of the workflow; "
+        f"to serve that text: agentloop instructions edit {loaded.name} FILE"
+    )
 
 
 async def _serve(
