@@ -5,9 +5,12 @@ Goes in: arguments. Comes out: an exit code. Imports nothing heavy, so that `--h
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from agentloop.cli import agents, content, inspect_, keep, start
+from agentloop.cli import options as opt
 
 app = typer.Typer(
     name="agentloop",
@@ -41,12 +44,40 @@ _ClickException: type[Exception] = typer.BadParameter.__mro__[2]  # type: ignore
 
 
 _INTERRUPTED = 130
+_EVERYWHERE = ("--home", "--workspace", "--model")
+
+
+def everywhere(command: Any) -> Any:
+    """The command tree, in which every command takes the options that say where to work: a script
+    can pass the same ones to all. Where one means nothing it is accepted and not shown."""
+    for sub in getattr(command, "commands", {}).values():
+        everywhere(sub)
+    if not hasattr(command, "commands"):
+        known = {name for parameter in command.params for name in parameter.opts}
+        for parameter in _lent_options():
+            if not known & set(parameter.opts):
+                parameter.expose_value, parameter.hidden = False, True
+                command.params.append(parameter)
+    return command
+
+
+def _lent_options() -> list[Any]:
+    donor = typer.Typer(add_completion=False)
+
+    @donor.command()
+    def options(
+        home: opt.Home = None, workspace: opt.Space = None, model: opt.ModelName = None
+    ) -> None:
+        """Only its parameters are of interest."""
+
+    parameters = typer.main.get_command(donor).params
+    return [one for one in parameters if set(one.opts) & set(_EVERYWHERE)]
 
 
 def command(arguments: list[str]) -> int:
     """Parse and run; the exit code. Usage errors of the parser are 2, as everywhere."""
     try:
-        result = typer.main.get_command(app).main(
+        result = everywhere(typer.main.get_command(app)).main(
             args=arguments, prog_name="agentloop", standalone_mode=False
         )
     except typer.Exit as error:
