@@ -200,10 +200,11 @@ class Bench:
 
 
 def skill_text(skill: Skill) -> str:
-    """What the model sees of a retrieved skill: the document's body, without front matter."""
+    """What the model sees of a retrieved skill: a heading and the document's body."""
     _, _, rest = skill.document.partition("---\n")
     _, mark, body = rest.partition("\n---\n")
-    return body.strip() if mark else skill.document.strip()
+    # The heading also ends the last example of whatever text comes before it.
+    return f"## Skill: {skill.name}\n\n{body.strip() if mark else skill.document.strip()}"
 
 
 async def score(reward: Reward, episodes: Sequence[Episode]) -> list[Episode]:

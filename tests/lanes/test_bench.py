@@ -10,11 +10,13 @@ import tiny_workflow
 
 from agentloop.errors import BudgetReached, GraderError, ModelError
 from agentloop.lanes.bench import Bench, Order, score, skill_text
+from agentloop.lanes.compose import compose
 from agentloop.models.meter import FREE, Meter, Metered
 from agentloop.models.scripted import Scripted
 from agentloop.records import Budget, Completion, Episode, Limits, Request, Score, Skill, Task
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
+from agentloop.trajectories.examples import split_turns
 from agentloop.workflows.assemble import Options, assemble
 from agentloop.workflows.load import load
 from agentloop.workspace import Workspace
@@ -179,5 +181,16 @@ def test_a_grader_that_fails_on_one_episode_spares_the_others() -> None:
 
 def test_a_skill_is_shown_without_its_front_matter() -> None:
     document = "---\nname: x\ndescription: y\n---\n\nBody\n---\nmore\n"
-    assert skill_text(Skill(name="x", description="y", document=document)) == "Body\n---\nmore"
+    assert skill_text(Skill(name="x", description="y", document=document)) == "## Skill: x\n\nBody\n---\nmore"
     assert skill_text(Skill(name="x", description="y", document="plain")) == "plain"
+
+
+def test_examples_of_an_instruction_do_not_swallow_a_skill() -> None:
+    turns_of = "Assistant:\n```python\nprint(1)\n```\n\nOutput:\n1\n\nAssistant:\nAnswer: 1"
+    example = "Question: {}?\n\n" + turns_of
+    body = f"Tasks such as: sums.\n\n{example.format('b')}"
+    document = f"---\nname: sums\ndescription: Adds.\n---\n{body}"
+    skill = Skill(name="sums", description="Adds.", document=document)
+    system, turns = split_turns(compose(f"Be brief.\n\n{example.format('a')}", [skill_text(skill)]))
+    assert [turn.content for turn in turns if turn.role == "assistant"][1::2] == ["Answer: 1"] * 2
+    assert "Tasks such as: sums." in system and "Answer" not in system
