@@ -181,8 +181,10 @@ def test_a_grader_that_fails_on_one_episode_spares_the_others() -> None:
 
 def test_a_skill_is_shown_without_its_front_matter() -> None:
     document = "---\nname: x\ndescription: y\n---\n\nBody\n---\nmore\n"
-    assert skill_text(Skill(name="x", description="y", document=document)) == "## Skill: x\n\nBody\n---\nmore"
-    assert skill_text(Skill(name="x", description="y", document="plain")) == "plain"
+    skill = Skill(name="x", description="y", document=document)
+    assert skill_text(skill) == "## Skill: x\n\nBody\n---\nmore"
+    skill = Skill(name="x", description="y", document=document)
+    assert skill_text(skill) == "## Skill: x\n\nBody\n---\nmore"
 
 
 def test_examples_of_an_instruction_do_not_swallow_a_skill() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import subprocess
 import sys
 
@@ -95,7 +96,11 @@ def test_builds_the_transports() -> None:
     script = Scripted(["x"])
     assert connect("scripted", scripted=script) is script
     assert isinstance(connect("openai:m", environ=KEY), OpenAIProvider)
-    assert isinstance(connect("litellm:x/y"), LiteLLM)
+    if importlib.util.find_spec("litellm"):
+        assert isinstance(connect("litellm:x/y"), LiteLLM)
+    else:
+        with pytest.raises(MissingDependency, match="api"):
+            connect("litellm:x/y")
     endpoint = Endpoint(base_url="http://127.0.0.1:9/v1", token="t", model="m")
     local = connect("embedded", endpoint=endpoint)
     assert isinstance(local, OpenAICompatible)
