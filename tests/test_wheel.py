@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -51,31 +52,33 @@ def hidden(path: Path) -> bool:
     return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
 
 
-def test_it_runs_from_an_unrelated_folder(wheel: Path, tmp_path: Path) -> None:
-    target, elsewhere = tmp_path / "target", tmp_path / "elsewhere"
+def test_it_runs_in_a_clean_environment_from_an_unrelated_folder(
+    wheel: Path, tmp_path: Path
+) -> None:
+    """Only the base dependencies, from the package index, in an environment of its own."""
+    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
-           "--disable-pip-version-check", "--target", str(target), str(wheel)]  # fmt: skip
-    done = subprocess.run(pip, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    # Before site-packages and its editable install, hence this one is imported.
-    environment = {**os.environ, "PYTHONPATH": str(target)}
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
-    def python(*arguments: str) -> str:
+    def run(*arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, *arguments], cwd=elsewhere, env=environment, capture_output=True,
+            [str(python), *arguments], cwd=elsewhere, env=environment, capture_output=True,
             text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    where = python("-c", "import agentloop; print(agentloop.__file__)").strip()
-    assert Path(where).is_relative_to(target)
+    pins = ("-c", str(ROOT / "constraints.txt"))
+    run("-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pins, str(wheel))
+    where = run("-c", "import agentloop; print(agentloop.__file__)").strip()
+    assert Path(where).is_relative_to(tmp_path / "venv")
     home = ("--home", str(tmp_path / "home"))
     command = ("-m", "agentloop", "run", "quickstart", "--model", "scripted", "--n", "2", "--json")
-    told = json.loads(python(*command, *home))
+    told = json.loads(run(*command, *home))
     assert told["n"] == 2 == told["succeeded"] + told["failed"]
-    python("-m", "agentloop", "init", "mine")
+    run("-m", "agentloop", "init", "mine")
     assert (elsewhere / "mine" / "workflow.yaml").is_file()
-    python("-m", "agentloop", "cycle", "mine", "--dry-run", "--model", "http://127.0.0.1:9/v1")
+    run("-m", "agentloop", "cycle", "mine", "--dry-run", "--model", "http://127.0.0.1:9/v1")
     assert sorted(path.name for path in elsewhere.iterdir()) == ["mine"]
