@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentloop.records import Episode, Json
+from agentloop.trajectories.examples import EXAMPLE
 
 # Escape sequences of terminals first (whole), then what else moves the cursor or the reading order.
 _CONTROL = re.compile(
@@ -99,22 +100,24 @@ class LiveProgress:
 
 
 def trace(episode: Episode, *, show_system: bool = True) -> Panel:
-    """One trajectory as a coloured conversation."""
+    """One trajectory as a coloured conversation; turns that were lent as examples are dim."""
     lines = Table.grid(padding=(0, 2, 0, 0))
     lines.add_column(justify="right")
     lines.add_column(overflow="fold")
     for trajectory in episode.trajectories:
         for node in trajectory.nodes:
             message, style = node.message, _STYLES[node.message.role]
-            if message.role == "system" and not show_system:
+            lent = message.name == EXAMPLE
+            if not show_system and (lent or message.role == "system"):
                 continue
             body = clean(message.content or "", 1200)
-            body.stylize(style)
+            body.stylize("dim" if lent else style)
             for call in message.tool_calls:
                 body.append_text(clean(f"\n→ {call.name}({call.arguments})", 1200))
             if node.sampled and node.token_ids:
                 body.append(f"  [{len(node.token_ids)} tokens]", style="dim")
-            lines.add_row(Text(message.role, style=f"bold {style}"), body)
+            who = Text("example", style="dim") if lent else Text(message.role, style=f"bold {style}")
+            lines.add_row(who, body)
     return Panel(
         lines,
         title=headline(episode),
