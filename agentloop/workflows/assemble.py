@@ -178,7 +178,8 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
             archive=archive, tasks=_tasks(loaded, model_spec, options),
             runner=Runner(
                 graph,
-                checkpoints=options.home / "checkpoints.db",
+                # a cycle (it has a plan) is resumed from the journal: checkpoints would only cost
+                checkpoints=None if options.plan else options.home / "checkpoints.db",
                 native_tools=not model_spec.local,
             ),
             model=Journaled(Metered(Retrying(transport), meter), journal),
