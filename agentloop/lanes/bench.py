@@ -7,6 +7,7 @@ resumed cycle pays for nothing twice.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,7 +176,7 @@ class Bench:
             attempts += [
                 Attempt(
                     task=task, bundle=bundle_id, system=compose(instruction, bodies, lent),
-                    sampling=replace(decoding, seed=self.seed * 1009 + sample),
+                    sampling=replace(decoding, seed=stream(self.seed, task.id, sample)),
                     purpose=order.purpose, run=self.run, sample=sample, policy=policy,
                     skills=tuple(skill_id for skill_id, _, _ in picked), subject=order.subject,
                 )
@@ -197,6 +198,12 @@ class Bench:
     def _retriever(self, bundle: Bundle) -> Retriever | None:
         skills = [(skill_id, self.archive.get(skill_id, Skill)) for skill_id in bundle.skills]
         return Retriever(skills, self.embedder) if skills else None
+
+
+def stream(seed: int, task: str, sample: int) -> int:
+    """The sampling seed of one attempt. It differs from task to task: with one stream for all of
+    them they would draw the same numbers, and explore or miss the same thing together."""
+    return zlib.crc32(f"{seed}/{task}/{sample}".encode())
 
 
 def skill_text(skill: Skill) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 
 from agentloop.records.base import Json, Purpose, Reason, content_id, record
 from agentloop.records.exchange import Message, Sampling, Task, Usage
@@ -90,7 +91,7 @@ class Episode:
         return self.score is not None and self.score.success
 
 
-@record
+@dataclass(frozen=True, kw_only=True)  # without slots, so that its id is hashed once
 class Attempt:
     """An order for one rollout: everything that decides what the model will see."""
 
@@ -107,7 +108,7 @@ class Attempt:
     subject: str = ""
     """Tells two attempts apart that differ in nothing else (a lane's trial, a stage)."""
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The episode's id: equal orders have equal ids, so a repeated one is found, not paid."""
         return content_id(

@@ -29,7 +29,7 @@ class RowsTrainer(SFTTrainer):  # type: ignore[misc]
 
     tokens = 0
     share_prefix = True
-    tokens_at_once = 1024
+    tokens_at_once = 384
 
     def training_step(
         self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None

@@ -179,7 +179,7 @@ def _trainer(
         peft_config=None if job.adapter else lora,
     )
     trainer.share_prefix = settings.share_prefix
-    trainer.tokens_at_once = settings.tokens_at_once or (16384 if gpu else 1024)
+    trainer.tokens_at_once = settings.tokens_at_once or (16384 if gpu else 384)
     return trainer
 
 

@@ -89,7 +89,8 @@ def test_known_attempts_are_not_made_again_even_by_another_process(
             more = await bench.attempt(tasks[:5], champion, EVAL)
             assert bench.model.calls == 1 and len(more) == 5
             twice = await bench.attempt(tasks[:2], champion, Order("train", "other", samples=2))
-            assert len({e.id for e in twice}) == 4 and len({e.seed for e in twice}) == 2
+            assert len({e.id for e in twice}) == 4
+            assert len({e.seed for e in twice}) == 4  # tasks do not share a random stream
 
     asyncio.run(main())
 
