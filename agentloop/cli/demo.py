@@ -24,7 +24,7 @@ def main() -> int:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     show.tell("agentloop demo: a 135M-parameter model learns to use a Python tool.", style="bold")
     show.tell(
-        "Needs: 2 cores, 8 GB of memory, no key, GPU, Docker or network. Takes 8 to 12 minutes on "
+        "Needs: 2 cores, 6 GB of free memory, no key, GPU, Docker or network. Takes 8 to 12 minutes on "
         f"2 cores.\nWrites: {_HOME} (about 100 MB); {free:.0f} GB are free here.",
         style="dim",
     )
