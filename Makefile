@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export LANGGRAPH_CLI_NO_ANALYTICS = 1
 
-.PHONY: demo test venv check test-integration peers clean
+.PHONY: demo test venv check test-integration peers vllm clean
 
 demo: venv
 	$(BIN)/python -m agentloop.cli.demo
@@ -43,8 +43,13 @@ $(VENV)/.api: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[local,dev,api]"
 	@touch $@
 
+# vLLM lives apart: it pins other versions of torch's libraries than the trainer needs.
+vllm:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; run make with PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) agentloop/serving/vllm_setup.py .venv-vllm --constraints constraints-vllm.txt
+
 peers: venv
 	$(BIN)/python -m benchmarks.peers
 
 clean:
-	rm -rf $(VENV) .venv-peers .agentloop dist
+	rm -rf $(VENV) .venv-peers .venv-vllm .agentloop dist

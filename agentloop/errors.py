@@ -5,6 +5,7 @@
     │   ├── MissingDependency    exit 2   an extra, a package or a model is not installed
     │   └── UnknownName          exit 2   with the nearest valid name
     ├── BudgetReached            exit 3   money, tokens, seconds or rollouts are spent
+    ├── LimitReached             exit 1   a limit of one rollout; carries `reason`
     ├── StoreError               exit 1   the log, the index, the disk
     ├── ModelError               exit 1   an endpoint; carries `reason` and `retryable`
     ├── ToolError                exit 1   a tool refused its arguments or failed
@@ -64,6 +65,18 @@ class BudgetReached(AgentLoopError):
     """A limit set by the user was reached before the next call was made."""
 
     exit_code = 3
+
+
+class LimitReached(AgentLoopError):
+    """A limit of one rollout was reached before its next call; its runner turns this into a
+    `records.Failure` with `reason`, a `records.Reason`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.reason, str(self))
 
 
 class StoreError(AgentLoopError):

@@ -1,4 +1,5 @@
-"""What all benchmarks share: the JSON they print, the machine they ran on, medians.
+"""What all benchmarks share: the JSON they print, the machine they ran on, medians, a mock server,
+and variants run alternately, each as a process of its own.
 
 Goes in: a function that gives rows and checks. Comes out: one JSON object `{"name", "machine",
 "versions", "rows", "checks"}`, or a table for a person. Nothing here judges a machine that is busy:
@@ -13,8 +14,11 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,8 +79,13 @@ def machine() -> dict[str, Any]:
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next((one.split(":", 1)[1].strip() for one in lines if "model name" in one), "")
-    return {"cpu": model, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2),
-            "system": platform.platform(), "python": platform.python_version()}
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -93,3 +102,84 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 def median(values: Sequence[float]) -> float:
     """Rounded to four digits, for the JSON."""
     return float(f"{statistics.median(values):.4g}")
+
+
+# --- variants as processes ----------------------------------------------------------------------
+
+
+def cores() -> tuple[int, int]:
+    """(for the server, for the client): the same one twice where there is only one."""
+    if sys.platform != "linux":
+        return -1, -1
+    usable = sorted(os.sched_getaffinity(0))
+    return usable[0], usable[-1]
+
+
+@contextmanager
+def mock_server(**options: float | str) -> Iterator[str]:
+    """The base URL (`http://127.0.0.1:PORT/v1`) of a `benchmarks.mock_server` on the server's core.
+
+    `options` are its flags: `latency_ms=50, turns=6, tool="calculator", ids=32`.
+    """
+    flags = {"core": cores()[0], **options}
+    command = [sys.executable, "-m", "benchmarks.mock_server"]
+    for name, value in flags.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield str(json.loads(server.stdout.readline())["base_url"])
+        finally:
+            server.terminate()
+
+
+def alternate(
+    variants: Mapping[str, Sequence[str]], repeats: int, *, timeout: float = 300.0
+) -> dict[str, list[dict[str, Any]]]:
+    """Run each command on the client's core, one after the other, `repeats` times around.
+
+    A command prints one JSON object as its last line (see `spent`); gives these by variant.
+    Raises `RuntimeError` with what it wrote to stderr for a command that fails.
+    """
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, command in variants.items():
+            found[name].append(_run(name, command, timeout))
+    return found
+
+
+def _run(name: str, command: Sequence[str], timeout: float) -> dict[str, Any]:
+    def pin() -> None:
+        if sys.platform == "linux":
+            os.sched_setaffinity(0, {cores()[1]})
+
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=timeout, preexec_fn=pin
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+@dataclass
+class Spent:
+    """Seconds of this process, all its threads, and of the clock."""
+
+    cpu: float = 0.0
+    wall: float = 0.0
+
+
+@contextmanager
+def spent() -> Iterator[Spent]:
+    """Measure the block: `with spent() as took: ...`, then `took.cpu`, `took.wall`."""
+    took = Spent()
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield took
+    took.cpu, took.wall = time.process_time() - cpu, time.perf_counter() - wall
+
+
+def medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The median of each number that the runs of one variant gave."""
+    numbers = [key for key, value in runs[0].items() if isinstance(value, int | float)]
+    return {key: median([run[key] for run in runs]) for key in numbers}

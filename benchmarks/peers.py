@@ -14,6 +14,8 @@ ROOT = Path(".venv-peers")
 PEERS = {
     "gepa": ("gepa==0.1.4",),
     "openai": ("openai==3.54.0",),
+    "verifiers": ("verifiers==0.4.*",),
+    "agentlightning": ("agentlightning==0.3.*",),
 }
 
 

@@ -1,82 +1,85 @@
-"""Appending to the log beside a bare SQLite table with the same durability and group size.
+"""The store: appending beside a bare SQLite table, reading and searching, many processes at once.
 
-The bound is physical: the same bytes, the same number of commits, no hash chain, no redaction, no
-idempotence. Ours and the bare one alternate within one run.
+The bound is physical: the same rows in as many `synchronous=FULL` commits of the same size, with no
+hash chain, no redaction, no idempotence and no index. Variants alternate as processes on one core.
+Without `--quick` also a home of 100,000 trajectories, which takes minutes to build.
 """
 
 from __future__ import annotations
 
-import random
-import sqlite3
+import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
-from agentloop.records import Json
-from agentloop.store.log import Log
-from agentloop.store.query import Draft
-from benchmarks.harness import Check, Result, main, median
+from benchmarks.harness import Check, Result, alternate, main, medians
+from benchmarks.store_mix import mix
+from benchmarks.store_variants import GROUP
 
-GROUP = 100
-
-
-def row(number: int, rng: random.Random) -> dict[str, Json]:
-    """About 3 kB, as a rollout of three turns."""
-    ids: list[Json] = [rng.randrange(50_000) for _ in range(400)]
-    return {"id": number, "text": "the answer is " * 20, "token_ids": ids}
+MANY = 100_000
 
 
-def ours(path: Path, rows: list[dict[str, Json]]) -> tuple[float, float]:
-    """(wall, CPU) seconds to append in groups."""
-    log = Log(path)
-    wall, cpu = time.perf_counter(), time.process_time()
-    for start in range(0, len(rows), GROUP):
-        log.append([Draft(kind="bench", key=f"{path}-{start + at}", body=one)
-                    for at, one in enumerate(rows[start : start + GROUP])])
-    spent = time.perf_counter() - wall, time.process_time() - cpu
-    log.close()
-    return spent
+def _command(name: str, count: int, *more: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.store_variants", name, str(count), *more]
 
 
-def bare(path: Path, rows: list[dict[str, Json]]) -> tuple[float, float]:
-    """The same bytes as JSON text into a plain table."""
-    import json
+def append(quick: bool) -> Result:
+    """Rows per second in groups, and one durable append."""
+    count = 1_900 if quick else 6_400
+    names = ("log-calls", "bare-calls", "log-episodes", "bare-episodes")
+    runs = alternate({name: _command(name, count) for name in names}, 5 if quick else 7)
+    found = {name: medians(runs[name]) for name in names}
+    rows = [{"who": name, "group": GROUP, **found[name]} for name in names]
+    checks = []
+    for kind in ("calls", "episodes"):
+        ours, bare = found[f"log-{kind}"], found[f"bare-{kind}"]
+        share = ours["rows_per_second"] / bare["rows_per_second"]
+        ratio = ours["single_ms"] / bare["single_ms"]
+        checks += [
+            Check(f"{kind}: rows per second in groups", ours["rows_per_second"], 10_000),
+            Check(f"{kind}: share of bare SQLite's rate", round(share, 3), 0.2),
+            Check(f"{kind}: single append over a bare commit", round(ratio, 3), 2.0, at_most=True),
+        ]
+    return Result(rows, checks)
 
-    db = sqlite3.connect(path, isolation_level=None)
-    db.execute("PRAGMA journal_mode=WAL")
-    db.execute("PRAGMA synchronous=FULL")
-    db.execute("CREATE TABLE entry (seq INTEGER PRIMARY KEY, body BLOB)")
-    wall, cpu = time.perf_counter(), time.process_time()
-    for start in range(0, len(rows), GROUP):
-        db.execute("BEGIN IMMEDIATE")
-        db.executemany("INSERT INTO entry (body) VALUES (?)",
-                       [(json.dumps(one).encode(),) for one in rows[start : start + GROUP]])
-        db.execute("COMMIT")
-    spent = time.perf_counter() - wall, time.process_time() - cpu
-    db.close()
-    return spent
+
+def look_up(home: Path) -> Result:
+    """One task's group and the ten nearest, of `MANY` trajectories."""
+    filled = alternate({"fill": _command("fill", MANY, str(home))}, 1, timeout=1800)["fill"][0]
+    found = medians(alternate({"read": _command("read", MANY, str(home))}, 5)["read"])
+    checks = [
+        Check("one task's group, ms", found["group_ms"], 5.0, at_most=True),
+        *(
+            Check(f"ten nearest ({name}), ms", found[name], 20.0, at_most=True)
+            for name in ("search_ms", "search_solved_ms", "search_solved_eval_ms")
+        ),
+    ]
+    return Result([{"who": "home", "trajectories": MANY, **filled, **found}], checks)
+
+
+def together(home: Path, name: str, seconds: float) -> Result:
+    """Four writers and two readers on one home."""
+    found: dict[str, Any] = mix(home, seconds)
+    bad = found["errors"] + found["never_found"]
+    checks = [
+        Check(f"{name}: errors and rows never found", bad, 0, at_most=True),
+        Check(f"{name}: the last row found after, s", found["found_last_s"], 2.0, at_most=True),
+    ]
+    return Result([{"who": f"4 writers, 2 readers, {name}", **found}], checks)
 
 
 def measure(quick: bool) -> Result:
-    """Rows per second of both, and how many bare rows one of ours costs."""
-    rng = random.Random(0)
-    rows = [row(number, rng) for number in range(1000 if quick else 5000)]
-    walls: dict[str, list[float]] = {"agentloop": [], "bare sqlite": []}
-    cpus: dict[str, list[float]] = {"agentloop": [], "bare sqlite": []}
+    """All parts."""
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(3 if quick else 7):
-            for name, run in (("agentloop", ours), ("bare sqlite", bare)):
-                wall, cpu = run(Path(folder) / f"{name}-{number}.db", rows)
-                walls[name].append(wall)
-                cpus[name].append(cpu)
-    table = [
-        {"who": name, "rows": len(rows), "group": GROUP,
-         "rows_per_second": median([len(rows) / wall for wall in walls[name]]),
-         "cpu_us_per_row": median([1e6 * cpu / len(rows) for cpu in cpus[name]])}
-        for name in walls
-    ]  # fmt: skip
-    share = median([b / a for a, b in zip(walls["agentloop"], walls["bare sqlite"], strict=True)])
-    return Result(table, [Check("share of bare SQLite's rate", share, 0.2)])
+        parts = [append(quick), together(Path(folder) / "new", "new home", 5.0 if quick else 30.0)]
+        if not quick:
+            many = Path(folder) / "many"
+            parts += [look_up(many), together(many, f"home of {MANY}", 30.0)]
+    return Result(
+        [row for part in parts for row in part.rows],
+        [check for part in parts for check in part.checks],
+        ("chromadb", "wordllama", "numpy"),
+    )
 
 
 if __name__ == "__main__":

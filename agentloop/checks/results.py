@@ -23,6 +23,8 @@ from agentloop.workflows.schema import Check
 
 _OPS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _PROSE = {"title", "claim", "seed_paper", "faithful", "reduced", "checks"}
+_LATER = {"command", "rate", "retries", "fallbacks", "cache"}
+"""Keys that came after the first results: a workflow without them is what it was."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,14 @@ def digest(loaded: Loaded) -> str:
     them is not there."""
     spec = loaded.spec
     state = hashlib.blake2b(digest_size=8)
-    kept = {k: v for k, v in spec.model_dump(mode="json").items() if k not in _PROSE}
+    left_out = _PROSE | (_LATER - spec.model_fields_set)
+    kept = {k: v for k, v in spec.model_dump(mode="json").items() if k not in left_out}
     state.update(json.dumps(kept, sort_keys=True).encode())
-    files = [path for path in loaded.folder.iterdir() if path.suffix in (".py", ".jsonl")]
+    files = [
+        path
+        for path in loaded.folder.iterdir()
+        if path.suffix in (".py", ".jsonl") or f"./{path.name}" in spec.command
+    ]
     graph = loaded.folder.parent.parent / "graphs" / f"{spec.graph}.py"
     for path in (*sorted(files), graph):
         if path.is_file():

@@ -69,7 +69,10 @@ def _fail(text: str, code: int) -> int:
     from rich.text import Text
 
     from agentloop.cli.show import clean
+    from agentloop.trajectories.redact import Redactor
 
+    # Endpoints repeat a wrong key in their errors, and terminals are kept in logs.
+    text = Redactor.from_environment().text(text)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print(Text("error: ", style="bold red") + clean(text))
     return code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from agentloop.cli import options as opt
 from agentloop.cli import show
 from agentloop.errors import UsageError
+from agentloop.trajectories.summary import summarise
 
 
 def run(
@@ -28,12 +30,17 @@ def run(
     reasons = Counter(
         e.failure.reason if e.failure else "wrong_answer" for e in episodes if not e.success
     )
+    counts = summarise(episodes)
     if as_json:
         opt.print_json({
             "run": session.run_id, "n": len(episodes),
             "succeeded": sum(e.success for e in episodes),
             "failed": reasons.total(), "by_reason": dict(reasons),
-            "cost": {"usd": usage.usd, "tokens": usage.tokens, "seconds": session.seconds()},
+            "cost": {
+                "usd": None if usage.unpriced else usage.usd,
+                "tokens": usage.tokens, "seconds": session.seconds(),
+            },
+            **asdict(counts),
         })  # fmt: skip
         return 0
     out = show.console()
@@ -45,11 +52,13 @@ def run(
         if episode is not None:
             out.print(show.trace(episode))
     rate = sum(e.success for e in episodes) / max(len(episodes), 1)
+    cost = show.dollars(usage.usd, usage.unpriced)
     show.tell(
         f"{len(episodes)} rollouts, {show.percent(rate)} solved, {usage.tokens} tokens, "
-        f"${usage.usd:.4f}, {session.seconds():.1f} s  (run {session.run_id})",
+        f"{cost}, {session.seconds():.1f} s  (run {session.run_id})",
         style="bold",
     )
+    show.tell(f"token drift: {counts.drift}", style="dim")
     example = next((e.id for e in episodes if e.score is not None), "")
     show.tell(
         f"next: agentloop inspect trajectories {example}{session.home_option()}"
@@ -84,6 +93,7 @@ def evaluate(
                 "rate": rate,
                 "bundle": episodes[0].bundle if episodes else bundle,
                 "seconds": session.seconds(),
+                **asdict(summarise(episodes)),
             }
         )
         return 0 if valid else 1
@@ -123,7 +133,10 @@ def cycle(
         return session.print_cycle_plan()
     report = asyncio.run(session.cycle(resume=resume, again=again))
     if as_json:
-        opt.print_json(show.json_ready(report))
+        shown = {**asdict(report), **asdict(session.summary())}
+        if session.unpriced():
+            shown["cost"]["usd"] = None
+        opt.print_json(shown)
     else:
         session.print_report(report)
     return 1 if report.state == "failed" else 0

@@ -24,8 +24,8 @@ def main() -> int:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     show.tell("agentloop demo: a 135M-parameter model learns to use a Python tool.", style="bold")
     show.tell(
-        "Needs: 2 cores, 6 GB of free memory, no key, GPU, Docker or network. Takes 8 to 12 minutes on "
-        f"2 cores.\nWrites: {_HOME} (about 100 MB); {free:.0f} GB are free here.",
+        "Needs: 2 cores, 6 GB of free memory, no key, GPU, Docker or network. Takes 8 to 12 "
+        f"minutes on 2 cores.\nWrites: {_HOME} (about 100 MB); {free:.0f} GB are free here.",
         style="dim",
     )
     if free < _NEED_GB:
@@ -36,8 +36,10 @@ def main() -> int:
     if code:
         return code
     before_and_after()
-    show.tell(f"\nAll of it took {(time.monotonic() - began) / 60:.1f} minutes. Look around:",
-              style="bold")
+    show.tell(
+        f"\nAll of it took {(time.monotonic() - began) / 60:.1f} minutes. Look around:",
+        style="bold",
+    )
     for command in (
         "inspect trajectories --solved", "inspect skills", "inspect instructions",
         "inspect decisions", "search 'greatest common divisor'",

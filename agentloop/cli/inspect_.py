@@ -49,7 +49,8 @@ def trajectories(
         else:
             show.console().print(show.trace(episode))
         return 0
-    episodes = archive.episodes(Query(success=solved))[-limit:]
+    last = archive.episodes(Query(success=solved, limit=limit, newest=True))
+    episodes = last[::-1]
     states = [
         e.failure.reason if e.failure else "solved" if e.success else "failed" for e in episodes
     ]

@@ -25,7 +25,7 @@ ModelName = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="embedded[:DIR] | scripted | endpoint | openai:NAME | "
+        help="embedded[:DIR] | vllm[:DIR] | scripted | endpoint | openai:NAME | "
         "litellm:PROVIDER/NAME | http://HOST/v1#NAME",
     ),
 ]

@@ -33,9 +33,7 @@ def cycle_plan(loaded: Loaded) -> list[Stage]:
         part = loaded.build(spec)
         return part.rollouts if isinstance(part, RollsOut) else 0
 
-    stages = [
-        Stage("collect", rollouts(spec.collect), "the champion practises on training tasks")
-    ]
+    stages = [Stage("collect", rollouts(spec.collect), "the champion practises on training tasks")]
     for name, lane in spec.lanes.items():
         stages.append(Stage(name, rollouts(lane), lane.use.rpartition(":")[2]))
     lanes = len(spec.lanes)

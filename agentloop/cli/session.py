@@ -18,6 +18,8 @@ from agentloop.errors import BudgetReached, UsageError
 from agentloop.ports import Split
 from agentloop.records import Bundle, Episode, Purpose, Usage
 from agentloop.store.archive import Archive
+from agentloop.store.query import Query
+from agentloop.trajectories.summary import Summary, summarise
 from agentloop.workflows.load import Loaded, load
 from agentloop.workflows.report import Report
 from agentloop.workspace import Workspace
@@ -48,7 +50,7 @@ class Session:
 
         space = Workspace.find(workspace)
         loaded = load(workflow, space, opt.overrides(settings))  # type: ignore[arg-type]
-        check_model(loaded, model)
+        check_model(loaded, model, space)
         return cls(
             loaded=loaded, workspace=space, model=model, tasks=tasks, seed=seed, as_json=as_json,
             started=time.monotonic(), given_home=home,
@@ -101,6 +103,14 @@ class Session:
                 if all(e.failure and e.failure.reason == "budget" for e in episodes):
                     raise BudgetReached("the budget was reached before the first call")
                 return episodes, kit.meter.total
+
+    def summary(self) -> Summary:
+        """Counts over every episode of this run or cycle that the log has."""
+        return summarise(self.archive.episodes(Query(run=self.run_id)))
+
+    def unpriced(self) -> int:
+        """Calls of this run or cycle whose price is not known."""
+        return self.archive.spent(self.run_id).unpriced
 
     def _tell_unused(self) -> None:
         from agentloop.workflows.assemble import unused_text

@@ -197,6 +197,14 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
+def dollars(usd: float, unpriced: int) -> str:
+    """A cost; with `unpriced` calls, for which no price is known, what is known of it."""
+    if not unpriced:
+        return f"${usd:.4f}"
+    least = f"at least ${usd:.4f}" if usd else "cost unknown"
+    return f"{least} ({unpriced} calls without a known price: add `prices`)"
+
+
 def points(value: float | None) -> str:
     """An effect in percentage points."""
     return "–" if value is None else f"{100 * value:+.0f}"

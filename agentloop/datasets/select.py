@@ -81,12 +81,13 @@ def successes(episodes: Iterable[Episode]) -> list[Episode]:
 
 
 def trainable(episodes: Iterable[Episode]) -> list[Episode]:
-    """Those with a trainable trajectory that has a sample."""
+    """Those with a trainable trajectory that has a sample and never held a secret."""
     return [
         episode
         for episode in episodes
         if any(
-            each.trainable and any(n.sampled for n in each.nodes) for each in episode.trajectories
+            each.trainable and not each.redacted and any(n.sampled for n in each.nodes)
+            for each in episode.trajectories
         )
     ]
 

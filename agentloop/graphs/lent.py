@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
+from typing import Any
 
-from agentloop.errors import BudgetReached, UsageError
+from agentloop.errors import BudgetReached, LimitReached, UsageError
 from agentloop.ports import Model
 from agentloop.records import (
     Attempt,
     Completion,
     Limits,
     Message,
-    Reason,
     Request,
     Sampling,
     Usage,
@@ -27,14 +28,9 @@ from agentloop.records import (
 from agentloop.trajectories.examples import split_turns
 from agentloop.trajectories.recorder import Recorder
 
-
-class LimitReached(Exception):
-    """A limit of this rollout was reached before the next call; the runner turns it into a
-    `Failure` with `reason`."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason: Reason = reason
+_GRACE = 0.5
+"""Seconds that cancelled calls have to end in."""
+_DEFAULT = Sampling()
 
 
 class LentModel:
@@ -51,29 +47,42 @@ class LentModel:
         self._loop = asyncio.get_running_loop()
         self._started = time.monotonic()
         self._calls = 0
-        self._running: set[asyncio.Future[Completion]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self.recorder = Recorder()
         self.usage = Usage()
         self.stopped: LimitReached | BudgetReached | None = None
         """Why calls are refused from now on; a graph that catches the error cannot hide it."""
+        self.on_call: Callable[[Request, Completion], None] | None = None
+        """Told of every finished call, if there is somebody to tell."""
 
     async def complete(self, request: Request) -> Completion:
         """One reply. Raises `LimitReached`, `BudgetReached`, or the model's `ModelError`."""
         self._check()
         number, self._calls = self._calls, self._calls + 1
         request = self._stamp(request, number)
-        call = asyncio.ensure_future(self._model.complete(request))
-        self._running.add(call)
+        caller = asyncio.current_task()
+        assert caller is not None
+        self._running.add(caller)
         try:
-            completion = await call
+            completion = await self._model.complete(request)
         except BudgetReached as error:
             self.stopped = error
             raise
         finally:
-            self._running.discard(call)
+            self._running.discard(caller)
         self.usage += completion.usage
         self.recorder.add(request, completion)
+        if self.on_call is not None:
+            self.on_call(request, completion)
         return completion
+
+    def restore(self, calls: Iterable[tuple[Request, Completion]]) -> None:
+        """Take over the calls that an interrupted run of this rollout finished, in order."""
+        for request, completion in calls:
+            self._calls = int(request.key.rpartition("/")[2]) + 1
+            self.usage += completion.usage
+            messages = self.recorder.prepare(request.messages)
+            self.recorder.add(replace(request, messages=messages), completion)
 
     def complete_from_thread(self, request: Request) -> Completion:
         """The same for a synchronous node, which LangGraph runs in a thread. Raises `UsageError`
@@ -89,12 +98,15 @@ class LentModel:
             )
         return asyncio.run_coroutine_threadsafe(self.complete(request), self._loop).result()
 
-    def close(self) -> None:
-        """End the rollout: calls in flight are cancelled, later ones refused (a synchronous node
-        that outlived the deadline may still try)."""
+    async def close(self) -> None:
+        """End the rollout: later calls are refused (a synchronous node that outlived the deadline
+        may still try); tasks of the graph that wait for a reply are cancelled and waited for."""
         self.stopped = self.stopped or LimitReached("cancelled", "the rollout is over")
-        for call in tuple(self._running):
-            call.cancel()
+        left = self._running - {asyncio.current_task()}
+        for caller in left:
+            caller.cancel()
+        if left:
+            await asyncio.wait(left, timeout=_GRACE)
 
     def _check(self) -> None:
         if self.stopped is None:
@@ -116,19 +128,17 @@ class LentModel:
 
     def _stamp(self, request: Request, number: int) -> Request:
         attempt = self._attempt
-        sampling = merge(request.sampling, attempt.sampling)
+        given = merge(request.sampling, attempt.sampling)
         left = self._limits.tokens - self.usage.completion_tokens
-        sampling = replace(
-            sampling,
-            max_tokens=min(sampling.max_tokens, left),
-            seed=_seed(sampling.seed, attempt.sample, number),
-        )
-        return replace(
-            request,
-            messages=self.recorder.prepare(
-                with_system(self._system, request.messages, lent=self._lent)
+        messages = with_system(self._system, request.messages, lent=self._lent)
+        return Request(
+            messages=self.recorder.prepare(messages),
+            tools=request.tools,
+            sampling=replace(
+                given,
+                max_tokens=min(given.max_tokens, left),
+                seed=_seed(given.seed, attempt.sample, number),
             ),
-            sampling=sampling,
             policy=attempt.policy,
             key=f"{attempt.id}/{number}",
         )
@@ -151,11 +161,12 @@ def with_system(
 
 def merge(own: Sampling, given: Sampling) -> Sampling:
     """`given`, overridden by every field in which `own` differs from the default."""
-    default = Sampling()
+    if own == _DEFAULT:  # what almost every call of a graph has
+        return given
     changed = {
         field.name: getattr(own, field.name)
         for field in fields(Sampling)
-        if getattr(own, field.name) != getattr(default, field.name)
+        if getattr(own, field.name) != getattr(_DEFAULT, field.name)
     }
     return replace(given, **changed)
 

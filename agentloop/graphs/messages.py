@@ -25,8 +25,10 @@ def to_message(value: object) -> Message:
     """A `Message` from a dict, a LangChain message or a `Message`; raises `UsageError`."""
     if isinstance(value, Message):
         return value
-    if isinstance(value, dict) and isinstance(value.get("content"), str | None):
-        return _from_dict(value)
+    if isinstance(value, dict):
+        content = value.get("content")
+        if content is None or isinstance(content, str):
+            return _from_dict(value)
     if isinstance(value, BaseMessage):
         return _from_langchain(value)
     try:
@@ -79,10 +81,11 @@ def _from_dict(value: dict[str, Any]) -> Message:
     role = _ROLES.get(str(value.get("role", value.get("type"))))
     if role is None:
         raise UsageError(f"`{str(value)[:80]}` is not a chat message: it has no known role")
+    calls = value.get("tool_calls")
     return Message(
         role=role,
         content=value.get("content") or "",
-        tool_calls=tuple(_call(call) for call in value.get("tool_calls") or ()),
+        tool_calls=tuple(map(_call, calls)) if calls else (),
         tool_call_id=value.get("tool_call_id"),
         name=value.get("name"),
     )

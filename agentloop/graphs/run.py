@@ -9,29 +9,46 @@ stop a run.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphRecursionError
 
-from agentloop.errors import BudgetReached, ModelError, SandboxError, ToolError, UsageError
+from agentloop.errors import (
+    BudgetReached,
+    LimitReached,
+    ModelError,
+    SandboxError,
+    ToolError,
+    UsageError,
+)
+from agentloop.graphs.checkpoints import DeltaSaver
 from agentloop.graphs.context import RunContext, current_run
-from agentloop.graphs.lent import LentModel, LimitReached
+from agentloop.graphs.heartbeat import Heartbeat
+from agentloop.graphs.lent import LentModel
 from agentloop.graphs.load import Graph
 from agentloop.graphs.messages import to_message
+from agentloop.graphs.resume import resume
 from agentloop.graphs.text import final_answer
+from agentloop.graphs.threads import serve
 from agentloop.ports import Model, Tool
 from agentloop.records import Attempt, Episode, Failure, Limits, Reason
+from agentloop.trajectories.redact import Redactor
 
 _STEPS_PER_TURN = 25
 """Graph steps allowed per model call, so that a loop without calls ends as well."""
+_GRACE = 0.5
+"""Seconds that a cancelled graph has to end in before it is left behind."""
+_COLLECT_AFTER = 10_000
+"""New objects before a collection of the youngest generation, while rollouts run."""
+_PATIENCE = 10.0
+"""Seconds that the event loop may stand still before a warning says where."""
 
 
 def _quiet(episode: Episode) -> None:
@@ -40,8 +57,8 @@ def _quiet(episode: Episode) -> None:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs `graph`. `checkpoints` is an SQLite file that keeps each rollout's last state under
-    its episode id; `native_tools` as in `RunContext`."""
+    """Runs `graph`. `checkpoints` is a folder that keeps each rollout's steps under its episode id:
+    one that was cut off goes on from its last step. `native_tools` as in `RunContext`."""
 
     graph: Graph
     checkpoints: Path | None = None
@@ -57,46 +74,50 @@ class Runner:
         concurrency: int = 64,
         on_done: Callable[[Episode], None] = _quiet,
     ) -> list[Episode]:
-        """One episode per attempt, in order.
+        """One episode per attempt, in order. They are started in order too, so that the samples of
+        a task follow each other and find their common prefix in the server's cache.
 
-        Raises `BudgetReached` when `model` does, after all rollouts in flight have ended and the
-        attempts that were never started have been reported as failed with `budget`.
+        Cancellation ends every rollout; those that had begun are reported as failed with
+        `cancelled`, with what they recorded. Raises `BudgetReached` when `model` does, after all
+        rollouts in flight have ended and the attempts that were never started have been reported
+        as failed with `budget`.
         """
-        # Synchronous nodes run in the loop's default threads, which are too few for a batch.
         loop = asyncio.get_running_loop()
-        loop.set_default_executor(ThreadPoolExecutor(max_workers=max(concurrency, 8)))
-        async with self._graph() as (graph, saver):
-            by_name = {tool.spec.name: tool for tool in tools}
-            batch = _Batch(graph, saver, model, by_name, limits, self.native_tools)
-            episodes: dict[int, Episode] = {}
-            waiting = iter(enumerate(attempts))
+        serve(loop)
+        beats = Heartbeat(loop, _PATIENCE)
+        saver = None
+        if self.checkpoints is not None:
+            saver = DeltaSaver(self.checkpoints, redact=Redactor.from_environment())
+        graph = self.graph.copy({"checkpointer": saver})
+        by_name = {tool.spec.name: tool for tool in tools}
+        batch = _Batch(graph, saver, model, by_name, limits, self.native_tools, on_done, beats)
+        episodes: dict[int, Episode] = {}
+        waiting = iter(enumerate(attempts))
 
-            async def work() -> None:
-                for at, attempt in waiting:
-                    episodes[at] = await batch.rollout(attempt)
-                    on_done(episodes[at])
+        async def work() -> None:
+            for at, attempt in waiting:
+                episodes[at] = await batch.rollout(attempt)
 
+        with beats.watching(), _rare_collections():
             await _together(work, min(concurrency, len(attempts)))
         if batch.spent is not None:
             raise batch.spent
         return [episodes[at] for at in range(len(attempts))]
 
-    @asynccontextmanager
-    async def _graph(self) -> AsyncIterator[tuple[Graph, AsyncSqliteSaver | None]]:
-        if self.checkpoints is None:
-            yield self.graph.copy({"checkpointer": None}), None
-            return
-        async with open_checkpoints(self.checkpoints) as saver:
-            yield self.graph.copy({"checkpointer": saver}), saver
 
-
-@asynccontextmanager
-async def open_checkpoints(path: Path) -> AsyncIterator[AsyncSqliteSaver]:
-    """A checkpointer that, when it loads, constructs nothing but plain and LangChain types."""
-    async with AsyncSqliteSaver.from_conn_string(str(path)) as saver:
-        saver.serde = JsonPlusSerializer(allowed_msgpack_modules=[])
-        await saver.setup()
-        yield saver
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Let the garbage collector look for cycles less often while many rollouts run: they make so
+    many short-lived objects that its default takes a sixth of all CPU."""
+    before = gc.get_threshold()
+    if not 0 < before[0] < _COLLECT_AFTER:  # switched off, or set by the program that calls us
+        yield
+        return
+    gc.set_threshold(_COLLECT_AFTER, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 async def _together(work: Callable[[], Any], workers: int) -> None:
@@ -114,84 +135,115 @@ class _Batch:
     """What the rollouts of one `Runner.run` share."""
 
     graph: Graph
-    saver: AsyncSqliteSaver | None
+    saver: DeltaSaver | None
     model: Model
     tools: dict[str, Tool]
     limits: Limits
     native_tools: bool
+    on_done: Callable[[Episode], None]
+    beats: Heartbeat
     spent: BudgetReached | None = field(default=None)
 
     async def rollout(self, attempt: Attempt) -> Episode:
-        """One attempt to its end; raises nothing but cancellation from outside."""
-        started, clock = time.time(), time.monotonic()
+        """One attempt to its end, reported; raises nothing but cancellation from outside."""
+        begun = time.time(), time.monotonic()
         lent = LentModel(self.model, attempt, self.limits, turns=not self.native_tools)
         answer, failure = None, None
         if self.spent is not None:
             failure = Failure(reason="budget", detail=_line(self.spent))
         else:
-            answer, failure = await self._attempt(attempt, lent)
-        return Episode(
-            id=attempt.id,
-            task=attempt.task,
-            bundle=attempt.bundle,
-            purpose=attempt.purpose,
-            run=attempt.run,
-            seed=attempt.sampling.seed or 0,
-            sample=attempt.sample,
-            trajectories=(lent.recorder.trajectory(),),
-            answer=answer,
-            failure=failure,
-            usage=lent.usage,
-            started=started,
-            seconds=time.monotonic() - clock,
-            skills=attempt.skills,
-        )
+            try:
+                answer, failure = await self._attempt(attempt, lent)
+            except asyncio.CancelledError:
+                failure = Failure(reason="cancelled", detail="the run was stopped")
+                if lent.recorder.trajectory().nodes:
+                    self.on_done(_episode(attempt, lent, begun, None, failure))
+                raise
+        episode = _episode(attempt, lent, begun, answer, failure)
+        self.on_done(episode)
+        return episode
 
     async def _attempt(
         self, attempt: Attempt, lent: LentModel
     ) -> tuple[str | None, Failure | None]:
+        """The answer or what came between. The graph has a task of its own, so that a node which
+        swallows its cancellation cannot hold up the batch."""
         context = RunContext(
             model=lent, tools=self.tools, limits=self.limits, native_tools=self.native_tools
         )
-        token = current_run.set(context)
+        work = asyncio.create_task(self._invoke(attempt, context))
         try:
-            async with asyncio.timeout(self.limits.seconds) as deadline:
-                state = await self._invoke(attempt, context)
+            await asyncio.wait((work,), timeout=self.limits.seconds)
+            return self._outcome(work, lent)
+        finally:
+            await lent.close()
+            if not work.done():
+                work.cancel()
+                await asyncio.wait((work,), timeout=_GRACE)
+            if work.done() and not work.cancelled():
+                work.exception()  # else asyncio would complain that nobody asked
+
+    def _outcome(
+        self, work: asyncio.Task[dict[str, Any]], lent: LentModel
+    ) -> tuple[str | None, Failure | None]:
+        if not work.done():
+            detail = f"not finished after {self.limits.seconds:g} s"
+            if self.beats.last:
+                detail += f"; {self.beats.last}"
+            return None, Failure(reason="time_limit", detail=detail)
+        try:
+            state = work.result()
             if lent.stopped is not None:  # the graph caught it and went on
                 raise lent.stopped
             return _answer(state), None
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
             return None, Failure(reason="cancelled", detail=_line(error))
         except Exception as error:
-            if deadline.expired():
-                detail = f"not finished after {self.limits.seconds:g} s"
-                return None, Failure(reason="time_limit", detail=detail)
             if isinstance(error, BudgetReached):
                 self.spent = error
             return None, Failure(reason=_reason(error), detail=_line(error))
-        finally:
-            lent.close()
-            current_run.reset(token)
 
     async def _invoke(self, attempt: Attempt, context: RunContext) -> dict[str, Any]:
-        if self.saver is not None:
-            # A repeated attempt starts over; its finished calls are answered by the journal.
-            await self.saver.adelete_thread(attempt.id)
+        current_run.set(context)
+        config: RunnableConfig = {
+            "configurable": {"thread_id": attempt.id},
+            "recursion_limit": _STEPS_PER_TURN * (self.limits.turns + 1),
+        }
+        saver, lent = self.saver, context.model
+        goes_on = saver is not None and await resume(self.graph, saver, config, lent)
+        task = {"messages": [{"role": "user", "content": attempt.task.prompt}]}
         state = await self.graph.ainvoke(
-            {"messages": [{"role": "user", "content": attempt.task.prompt}]},
-            {
-                "configurable": {"thread_id": attempt.id},
-                "recursion_limit": _STEPS_PER_TURN * (self.limits.turns + 1),
-            },
+            None if goes_on else task,
+            config,
             context=context if self.graph.context_schema is RunContext else None,
-            durability="exit" if self.saver is not None else None,
+            durability="sync" if saver is not None else None,
         )
         if not isinstance(state, dict):
             raise UsageError(f"the graph returned a {type(state).__name__}, not a state")
         return state
+
+
+def _episode(
+    attempt: Attempt, lent: LentModel, begun: tuple[float, float], answer: str | None,
+    failure: Failure | None,
+) -> Episode:  # fmt: skip
+    """`begun` is when, by the wall clock and by the monotonic one."""
+    return Episode(
+        id=attempt.id,
+        task=attempt.task,
+        bundle=attempt.bundle,
+        purpose=attempt.purpose,
+        run=attempt.run,
+        seed=attempt.sampling.seed or 0,
+        sample=attempt.sample,
+        trajectories=(lent.recorder.trajectory(),),
+        answer=answer,
+        failure=failure,
+        usage=lent.usage,
+        started=begun[0],
+        seconds=time.monotonic() - begun[1],
+        skills=attempt.skills,
+    )
 
 
 def _answer(state: dict[str, Any]) -> str:
@@ -208,12 +260,10 @@ def _answer(state: dict[str, Any]) -> str:
 
 def _reason(error: Exception) -> Reason:
     match error:
-        case LimitReached():
-            return error.reason
+        case LimitReached() | ModelError():
+            return error.reason  # type: ignore[return-value]
         case BudgetReached():
             return "budget"
-        case ModelError():
-            return error.reason  # type: ignore[return-value]
         case SandboxError():
             return "sandbox_error"
         case ToolError():
@@ -227,5 +277,5 @@ def _reason(error: Exception) -> Reason:
 def _line(error: BaseException) -> str:
     """The first line of an error, with its type unless it is one of ours."""
     text = (str(error).strip().splitlines() or [""])[0][:300]
-    ours = isinstance(error, LimitReached) or type(error).__module__ == "agentloop.errors"
+    ours = type(error).__module__ == "agentloop.errors"
     return text if ours and text else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -14,10 +14,10 @@ from urllib.parse import urldefrag, urlsplit
 from agentloop.errors import UsageError
 from agentloop.records import Completion, Endpoint, Request, record
 
-Kind = Literal["scripted", "openai", "litellm", "openai_compatible", "embedded"]
+Kind = Literal["scripted", "openai", "litellm", "openai_compatible", "embedded", "vllm"]
 FORMS = (
-    "scripted | embedded | embedded:DIR | endpoint | auto | openai:NAME | litellm:PROVIDER/NAME | "
-    "http(s)://HOST/v1#NAME"
+    "scripted | embedded[:DIR] | vllm[:DIR] | endpoint | auto | openai:NAME | "
+    "litellm:PROVIDER/NAME | http(s)://HOST/v1#NAME"
 )
 _OPENAI = "https://api.openai.com/v1"
 _URLS = ("AGENTLOOP_BASE_URL", "OPENAI_BASE_URL")
@@ -43,15 +43,20 @@ class ModelSpec:
     kind: Kind
     base_url: str = ""
     model: str = ""
-    """Empty: the endpoint's first (`openai_compatible`) or the default (`embedded`)."""
+    """Empty: the endpoint's first (`openai_compatible`) or the default (`served`)."""
     path: str = ""
-    """Directory of an `embedded` model; empty for the default one."""
+    """Directory of a `served` model; empty for the default one."""
     key_variable: str = ""
 
     @property
     def local(self) -> bool:
         """Whether calls cost nothing."""
-        return self.kind in ("scripted", "embedded")
+        return self.kind == "scripted" or self.served
+
+    @property
+    def served(self) -> bool:
+        """Whether a server of ours must be started for it."""
+        return self.kind in ("embedded", "vllm")
 
 
 def parse(spec: str, environ: Mapping[str, str] = os.environ) -> ModelSpec:
@@ -66,8 +71,8 @@ def parse(spec: str, environ: Mapping[str, str] = os.environ) -> ModelSpec:
         return _endpoint(environ)
     if head in ("http", "https"):
         return _url(spec, environ)
-    if head == "embedded" and bool(rest) == (":" in spec):
-        return ModelSpec(kind="embedded", path=rest)
+    if head in ("embedded", "vllm") and bool(rest) == (":" in spec):
+        return ModelSpec(kind="vllm" if head == "vllm" else "embedded", path=rest)
     if head == "openai" and rest:
         base_url = (environ.get("OPENAI_BASE_URL") or _OPENAI).rstrip("/")
         if not environ.get("OPENAI_API_KEY"):
@@ -89,7 +94,7 @@ def connect(
     timeout: float = 120.0,
 ) -> Connected:
     """The transport for `spec`; nothing is contacted yet. `scripted` is the workflow's script and
-    `endpoint` a started server's, needed for `scripted` and `embedded`. Raises `UsageError`."""
+    `endpoint` a started server's, needed for `scripted` and `served` ones. Raises `UsageError`."""
     if isinstance(spec, str):
         spec = parse(spec, environ)
     key = environ.get(spec.key_variable, "")
@@ -107,9 +112,9 @@ def connect(
         return OpenAIProvider(spec.model, api_key=key, base_url=spec.base_url, timeout=timeout)
     from agentloop.models.openai_compatible import OpenAICompatible
 
-    if spec.kind == "embedded":
+    if spec.served:
         if endpoint is None:
-            raise UsageError("the embedded model is not started; start its server first")
+            raise UsageError(f"the {spec.kind} model is not started; start its server first")
         return OpenAICompatible(
             endpoint.base_url, endpoint.token, model=endpoint.model,
             extensions=True, native_tools=False, timeout=timeout,
@@ -121,7 +126,7 @@ def describe(spec: str | ModelSpec, environ: Mapping[str, str] = os.environ) -> 
     """`kind`, `host` and `model`, for a person."""
     if isinstance(spec, str):
         spec = parse(spec, environ)
-    host = {"scripted": "here", "embedded": "here", "litellm": "the provider"}.get(spec.kind)
+    host = "here" if spec.local else {"litellm": "the provider"}.get(spec.kind)
     unnamed = "first of the endpoint" if spec.kind == "openai_compatible" else "default"
     return {
         "kind": spec.kind,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import ssl
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -25,6 +26,8 @@ _HINTS = {
     404: "; check the base URL and the model's name",
 }
 _EXCERPT = 300
+MAX_BODY = 32 * 2**20
+"""Bytes of an answer, unpacked; 100,000 tokens with their log-probs take about 10 MiB."""
 
 
 def from_status(
@@ -54,23 +57,30 @@ def overflow(where: str, said: str) -> ModelError:
     )
 
 
-def timed_out(where: str, seconds: float) -> ModelError:
-    """No whole answer within the deadline."""
+def timed_out(where: str, seconds: float, last: ModelError | None = None) -> ModelError:
+    """No whole answer within the deadline; `last` is what an earlier attempt met."""
+    met = f"; the last answer: {last}" if last is not None else ""
     return ModelError(
-        f"{where} did not answer within {seconds:g} s", reason="model_timeout", retryable=True
+        f"{where} did not answer within {seconds:g} s{met}", reason="model_timeout", retryable=True
     )
 
 
 def unreachable(where: str, cause: BaseException, *, retryable: bool = True) -> ModelError:
-    """The connection was refused, lost or not trusted."""
+    """The connection was refused or lost, or (then never retryable) not trusted."""
     return ModelError(
-        f"{where} cannot be reached: {cause or type(cause).__name__}", retryable=retryable
+        f"{where} cannot be reached: {str(cause) or type(cause).__name__}",
+        retryable=retryable and not _distrusted(cause),
     )
 
 
 def unreadable(where: str, detail: str) -> ModelError:
     """An answer with status 200 that is not a chat completion."""
     return ModelError(f"{where} gave an unreadable answer: {detail[:_EXCERPT]}", retryable=True)
+
+
+def oversized(where: str) -> ModelError:
+    """An answer of more than `MAX_BODY` bytes; asked again, it would be no smaller."""
+    return ModelError(f"{where} sent more than {MAX_BODY >> 20} MiB")
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -89,6 +99,16 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         except (ValueError, OverflowError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _distrusted(cause: BaseException | None) -> bool:
+    """Whether TLS was refused (a certificate, a protocol), somewhere in the chain of causes."""
+    cut = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)  # lost, not refused
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, cut):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _said(body: str) -> str:

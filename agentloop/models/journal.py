@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 
 from agentloop.ports import Model
 from agentloop.records import Completion, Request
+from agentloop.trajectories.redact import Redactor, guarded
 
 
 class Journal(Protocol):
@@ -29,8 +30,10 @@ class Journal(Protocol):
 class Journaled:
     """A model with a memory. Requests without a key pass through."""
 
-    def __init__(self, inner: Model, journal: Journal) -> None:
+    def __init__(self, inner: Model, journal: Journal, redact: Redactor | None = None) -> None:
+        """`redact` (default: what the environment holds) says whose token ids are not kept."""
         self._inner, self._journal = inner, journal
+        self._redact = redact or Redactor.from_environment()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._writing: dict[str, asyncio.Task[None]] = {}
         self.replayed = 0
@@ -39,8 +42,12 @@ class Journaled:
     async def complete(self, request: Request) -> Completion:
         """One reply; requests under way with the same key wait for the first. Errors pass."""
         if not request.key:
-            return await self._inner.complete(request)
-        key = request.key
+            return await self._ask(request)
+        completion, _ = await self.recall(request.key, request)
+        return completion
+
+    async def recall(self, key: str, request: Request) -> tuple[Completion, bool]:
+        """The reply under `key`, and whether it was known; if not, `request` was made."""
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
             if key in self._writing:  # left by a caller that was cancelled
@@ -48,12 +55,19 @@ class Journaled:
             known = self._journal.call(key)
             if known is not None:
                 self.replayed += 1
-                return known
-            completion = await self._inner.complete(request)
+                return known, True
+            completion = await self._ask(request)
+            if completion.cached:  # kept already, and no cost of this run
+                return completion, False
             # A reply that was paid for is recorded even when its caller is cancelled meanwhile.
             self._writing[key] = asyncio.create_task(self._record(key, completion))
             await asyncio.shield(self._writing[key])
-        return completion
+        return completion, False
+
+    async def _ask(self, request: Request) -> Completion:
+        """A reply without the ids that would spell a secret: the same when it is given out for the
+        first time as when it is read back."""
+        return guarded(request, await self._inner.complete(request), self._redact)
 
     async def _record(self, key: str, completion: Completion) -> None:
         try:

@@ -60,6 +60,8 @@ class LiteLLM:
             raise faults.timed_out(where, self.timeout) from error
         except tuple(self._litellm.exceptions.LITELLM_EXCEPTION_TYPES) as error:
             raise self._fault(error, where) from error
+        except Exception as error:  # an answer that its parsers were not made for
+            raise faults.unreadable(where, f"{type(error).__name__}: {error}") from error
         seconds = time.monotonic() - started
         completion = wire.decode(
             answer.model_dump(), request, self.model, where=where, seconds=seconds

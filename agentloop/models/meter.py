@@ -1,18 +1,23 @@
 """What calls cost, and the stop before the budget is passed: `Meter`, and `Metered` around a model.
 
-In: completions; out: `Usage` in all and per model or policy. A limit is checked before each call,
-so it can be passed by no more than the calls in flight. An unknown price is said, never guessed.
+In: completions; out: `Usage` in all and per model or policy. Before each call the most that it can
+cost is set aside, so calls in flight together cannot pass a limit; only a call that is alone may,
+by its own cost, so that no budget is left half used. An unknown price is said, never guessed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from agentloop.errors import BudgetReached, ModelError
+from agentloop.models.deadline import off_the_clock
+from agentloop.models.limits import most_tokens
 from agentloop.ports import Model
 from agentloop.records import Budget, Completion, Request, Usage
 
@@ -23,6 +28,16 @@ FREE: Prices = {"*": (0.0, 0.0)}
 
 # Endpoints name the dated snapshot that answered: gpt-4o-mini-2024-07-18 for gpt-4o-mini.
 _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8})$")
+
+
+class Share(NamedTuple):
+    """What is set aside for one call in flight."""
+
+    usd: float = 0.0
+    tokens: int = 0
+
+
+NOTHING = Share()
 
 
 class Meter:
@@ -44,8 +59,16 @@ class Meter:
         """Usage per policy, or per model where the base answered."""
         self.failed_calls = 0
         """Attempts without a reply; they are in `total.calls` too."""
-        self.priced = True
+        self._in_flight = 0
+        self._aside = NOTHING
+        self._dearest = 0.0
+        """The largest cost of one call so far, for models whose price only the reply tells."""
+        self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def priced(self) -> bool:
         """Whether every call so far had a known price; if not, `total.usd` is a lower bound."""
+        return not self.total.unpriced
 
     @property
     def seconds(self) -> float:
@@ -53,25 +76,63 @@ class Meter:
         return self._clock() - self._started
 
     def check(self) -> None:
-        """Raises `BudgetReached` when dollars, tokens or seconds are spent."""
-        spent = (
-            ("usd", self.total.usd, self.budget.usd),
-            ("tokens", self.total.tokens, self.budget.tokens),
-            ("seconds", self.seconds, self.budget.seconds),
-        )
-        for name, value, limit in spent:
+        """Raises `BudgetReached` when dollars, tokens or seconds are spent, or when nothing but
+        dollars is limited and a call had no price: such a budget would never end."""
+        budget = self.budget
+        if budget.usd is not None and budget.tokens is None and self.total.unpriced:
+            raise BudgetReached(
+                f"the budget of {budget.usd:g} usd cannot be kept: {self.total.unpriced} calls "
+                "have no known price; add `prices`, or limit `budget.tokens` as well"
+            )
+        for name, limit, value in (
+            ("usd", budget.usd, self.total.usd),
+            ("tokens", budget.tokens, self.total.tokens),
+            ("seconds", budget.seconds, self.seconds if budget.seconds is not None else 0.0),
+        ):
             if limit is not None and value >= limit:
                 raise BudgetReached(f"the budget of {limit:g} {name} is reached ({value:g} used)")
+
+    async def admit(self, request: Request, model: str = "") -> Share:
+        """Set aside the most that a call can cost; give it back with `release`. While others are in
+        flight it waits until there is room; alone, a call needs only an unspent budget. Raises
+        `BudgetReached`."""
+        self.check()
+        share = self._most(request, model)
+        while self._in_flight and not self._fits(share):
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            with off_the_clock():
+                await turn
+            self.check()
+        self._in_flight += 1
+        self._aside = Share(self._aside.usd + share.usd, self._aside.tokens + share.tokens)
+        return share
+
+    def release(self, share: Share) -> None:
+        """The call is over and charged."""
+        self._in_flight -= 1
+        self._aside = (
+            Share(self._aside.usd - share.usd, self._aside.tokens - share.tokens)
+            if self._in_flight
+            else NOTHING  # no rounding error is left behind
+        )
+        waiting, self._waiting = self._waiting, []
+        for turn in waiting:
+            if not turn.done():
+                turn.set_result(None)
 
     def charge(self, completion: Completion) -> Completion:
         """Add what `completion` used; returns it with `usage.usd` filled in from the prices."""
         usage = completion.usage
         if not usage.usd:
             usd = self._usd(completion.model, usage.prompt_tokens, usage.completion_tokens)
-            self.priced = self.priced and usd is not None
-            usage = replace(usage, usd=usd or 0.0)
+            if usd is None:
+                usage = replace(usage, unpriced=usage.calls)
+            elif usd:
+                usage = replace(usage, usd=usd)
+        self._dearest = max(self._dearest, usage.usd)
         self._add(completion.policy or completion.model, usage)
-        return replace(completion, usage=usage)
+        return completion if usage is completion.usage else replace(completion, usage=usage)
 
     def charge_failure(self, calls: int) -> None:
         """Count `calls` attempts that brought no reply (what they cost is not known)."""
@@ -85,6 +146,21 @@ class Meter:
         price."""
         usd = self._usd(model, prompt_tokens, completion_tokens)
         return None if usd is None else calls * usd
+
+    def _most(self, request: Request, model: str) -> Share:
+        budget = self.budget
+        if budget.usd is None and budget.tokens is None:
+            return NOTHING
+        prompt, reply = most_tokens(request)
+        usd = None if budget.usd is None else self._usd(request.policy or model, prompt, reply)
+        return Share(self._dearest if usd is None else usd, prompt + reply)
+
+    def _fits(self, share: Share) -> bool:
+        most_usd, most_tokens = self.budget.usd or math.inf, self.budget.tokens or math.inf
+        return (
+            self.total.usd + self._aside.usd + share.usd <= most_usd
+            and self.total.tokens + self._aside.tokens + share.tokens <= most_tokens
+        )
 
     def _add(self, name: str, usage: Usage) -> None:
         self.total += usage
@@ -101,14 +177,15 @@ class Meter:
 
 
 class Metered:
-    """A model whose calls are checked and charged."""
+    """A model whose calls are checked and charged. Inside `Retrying` every attempt is a call."""
 
-    def __init__(self, inner: Model, meter: Meter) -> None:
-        self._inner, self.meter = inner, meter
+    def __init__(self, inner: Model, meter: Meter, *, model: str = "") -> None:
+        """`model` is the name to look the price up by, before a reply says which one answered."""
+        self._inner, self.meter, self._model = inner, meter, model
 
     async def complete(self, request: Request) -> Completion:
         """One reply. Raises `BudgetReached` before the call, or its `ModelError`."""
-        self.meter.check()
+        share = await self.meter.admit(request, self._model)
         try:
             completion = await self._inner.complete(request)
         except ModelError as error:
@@ -117,4 +194,7 @@ class Metered:
         except asyncio.CancelledError:
             self.meter.charge_failure(1)
             raise
-        return self.meter.charge(completion)
+        else:
+            return self.meter.charge(completion)
+        finally:
+            self.meter.release(share)

@@ -10,11 +10,14 @@ import asyncio
 import time
 from typing import Any
 
+from agentloop.errors import ModelError
 from agentloop.models import faults, wire
 from agentloop.records import Completion, Request
 
 BASE_URL = "https://api.openai.com/v1"
 _CONNECT_SECONDS = 5.0
+_PLAIN = {"Accept-Encoding": "identity"}
+"""Packed answers are not asked for: a small one can unpack to more than memory holds."""
 
 
 class OpenAIProvider:
@@ -51,18 +54,21 @@ class OpenAIProvider:
         import openai
 
         if self._client is None:
+            limit = openai.Timeout(self.timeout, connect=_CONNECT_SECONDS)
             self._client = openai.AsyncOpenAI(
                 api_key=self._key,
                 base_url=self.base_url,
-                timeout=openai.Timeout(self.timeout, connect=_CONNECT_SECONDS),
+                timeout=limit,
                 max_retries=0,
+                # The SDK follows redirects, which would send the conversation somewhere else.
+                http_client=openai.DefaultAsyncHttpxClient(timeout=limit, follow_redirects=False),
             )
         try:
             # The SDK's timeout is for each read; this one is for the whole call.
             async with asyncio.timeout(self.timeout):
-                raw = await self._client.chat.completions.with_raw_response.create(**body)
-                content: bytes = raw.content
-                return content
+                create = self._client.chat.completions.with_streaming_response.create
+                async with create(**body, extra_headers=_PLAIN) as raw:
+                    return await self._read(raw)
         except (TimeoutError, openai.APITimeoutError) as error:
             raise faults.timed_out(self.base_url, self.timeout) from error
         except openai.APIStatusError as error:
@@ -72,3 +78,20 @@ class OpenAIProvider:
             ) from error  # fmt: skip
         except openai.APIConnectionError as error:
             raise faults.unreachable(self.base_url, error.__cause__ or error) from error
+
+    async def _read(self, raw: Any) -> bytes:
+        """The body, at most `faults.MAX_BODY` bytes of it."""
+        if raw.status_code != 200:
+            raise faults.from_status(raw.status_code, "", raw.headers, where=self.base_url)
+        chunks, size = [], 0
+        try:
+            async for chunk in raw.iter_bytes():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > faults.MAX_BODY:
+                    raise faults.oversized(self.base_url)
+        except (ModelError, TimeoutError):
+            raise
+        except Exception as error:  # of whichever HTTP library the SDK has chosen
+            raise faults.unreachable(self.base_url, error) from error
+        return b"".join(chunks)

@@ -7,7 +7,6 @@ The key is sent to the configured host and nowhere else: redirects, proxies and 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from urllib.parse import urlsplit
 
@@ -19,8 +18,7 @@ from agentloop.models import faults, wire
 from agentloop.records import Completion, Request
 
 CONNECT_SECONDS = 5.0
-MAX_BODY = 32 * 2**20
-"""Bytes of an answer, unpacked; 100,000 tokens with their log-probs take about 10 MiB."""
+MAX_BODY = faults.MAX_BODY
 
 
 class _Named(BaseModel):
@@ -67,7 +65,7 @@ class OpenAICompatible:
             request, self.model, extensions=self.extensions, native_tools=self.native_tools
         )
         started = time.monotonic()
-        data = await self._send("POST", "/chat/completions", json.dumps(body).encode())
+        data = await self._send("POST", "/chat/completions", wire.dump(body))
         return wire.decode(
             data, request, self.model, where=self.base_url, seconds=time.monotonic() - started
         )
@@ -107,12 +105,13 @@ class OpenAICompatible:
             raise faults.unreachable(where, error) from error
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        data = bytearray()
-        async for chunk in response.content.iter_any():
-            data += chunk
-            if len(data) > MAX_BODY:
+        chunks, size = [], 0
+        while chunk := await response.content.readany():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > MAX_BODY:
                 raise ModelError(f"{self.base_url} sent more than {MAX_BODY >> 20} MiB")
-        return bytes(data)
+        return b"".join(chunks)  # of one chunk, as most answers are: not a copy
 
     def _open(self) -> aiohttp.ClientSession:
         """The session of the running loop, opened on first use."""
@@ -137,6 +136,7 @@ def _usable(base_url: str) -> bool:
     try:
         parts = urlsplit(base_url)
         port = parts.port  # raises for a number that is none
+        (parts.hostname or "").encode("idna")  # raises for `a..b`, which no resolver takes
     except ValueError:
         return False
     known = parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0

@@ -10,13 +10,14 @@ import asyncio
 import random
 from dataclasses import replace
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
-
 from agentloop.errors import ModelError
 from agentloop.models import faults
+from agentloop.models.deadline import deadline
 from agentloop.ports import Model
 from agentloop.records import Completion, Request
 
+ATTEMPTS = 4
+DEADLINE = 300.0
 RETRY_AFTER_CAP = 60.0
 
 
@@ -27,10 +28,10 @@ class Retrying:
         self,
         inner: Model,
         *,
-        attempts: int = 4,
+        attempts: int = ATTEMPTS,
         base: float = 0.5,
         cap: float = 20.0,
-        deadline: float = 300.0,
+        deadline: float = DEADLINE,
         seed: int = 0,
     ) -> None:
         """Before attempt k+1 it waits a random part of `min(cap, base * 2**(k-1))` seconds, or what
@@ -45,39 +46,39 @@ class Retrying:
     async def complete(self, request: Request) -> Completion:
         """One reply. Raises the last `ModelError`, its `calls` the number of attempts."""
         made = 0
-
-        async def attempt() -> Completion:
-            nonlocal made
-            made += 1
-            self.calls += 1
-            return await self._inner.complete(request)
-
-        again = AsyncRetrying(
-            stop=stop_after_attempt(self._attempts),
-            wait=self._wait,
-            retry=retry_if_exception(_is_retryable),
-            reraise=True,
-        )
+        last: ModelError | None = None
         try:
-            async with asyncio.timeout(self._deadline):
-                completion: Completion = await again(attempt)
+            async with deadline(self._deadline) as clock:
+                while True:
+                    made += 1
+                    self.calls += 1
+                    try:
+                        completion = await self._inner.complete(request)
+                        break
+                    except ModelError as error:
+                        if not error.retryable or made >= self._attempts:
+                            raise
+                        last = error
+                    wait = self._wait(last, made)
+                    if wait >= clock.left():  # there would be no time to try again
+                        raise TimeoutError
+                    await asyncio.sleep(wait)
         except TimeoutError as error:
-            late = faults.timed_out(f"the model (tried {made} times)", self._deadline)
-            late.calls, late.retryable = made, False  # the time for trying is over
-            raise late from error
+            raise self._late(made, last) from (last or error)
         except ModelError as error:
             error.calls = made
             raise
+        if made == 1 and completion.usage.calls == 1:
+            return completion
         return replace(completion, usage=replace(completion.usage, calls=made))
 
-    def _wait(self, state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, ModelError) and error.retry_after is not None:
+    def _wait(self, error: ModelError, made: int) -> float:
+        if error.retry_after is not None:
             return min(error.retry_after, RETRY_AFTER_CAP)
-        return self._random.uniform(
-            0.0, min(self._cap, self._base * 2.0 ** (state.attempt_number - 1))
-        )
+        return self._random.uniform(0.0, min(self._cap, self._base * 2.0 ** (made - 1)))
 
-
-def _is_retryable(error: BaseException) -> bool:
-    return isinstance(error, ModelError) and error.retryable
+    def _late(self, made: int, last: ModelError | None) -> ModelError:
+        times = "once" if made == 1 else f"{made} times"
+        late = faults.timed_out(f"the model (tried {times})", self._deadline, last)
+        late.calls, late.retryable = made, False  # the time for trying is over
+        return late

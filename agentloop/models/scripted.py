@@ -20,6 +20,7 @@ from agentloop.errors import ModelError, StoreError, UsageError
 from agentloop.ports import Model
 from agentloop.records import Completion, Message, Request, Usage
 from agentloop.trajectories.codec import from_json, to_json
+from agentloop.trajectories.redact import Redactor
 
 Reply: TypeAlias = str | Message | Completion
 Replies: TypeAlias = Sequence[Reply] | Callable[[Request], Reply] | os.PathLike[str]
@@ -150,10 +151,12 @@ class Recording:
 
 
 class Recorder:
-    """Wrap a real model: what it replies is appended to `path`, for `Scripted(path)`."""
+    """Wrap a real model: what it replies is appended to `path`, for `Scripted(path)`, without
+    secrets (a text that held one is not matched again)."""
 
     def __init__(self, inner: Model, path: Path) -> None:
         self._inner, self._path = inner, path
+        self._redact = Redactor.from_environment()
 
     async def complete(self, request: Request) -> Completion:
         """The inner model's reply."""
@@ -161,7 +164,7 @@ class Recorder:
         text, turn = _asked(request)
         row = {"match": text, "turn": turn, "reply": to_json(completion)}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(self._redact(row)) + "\n")
         return completion
 
 

@@ -108,6 +108,8 @@ class Usage:
     cached_tokens: int = 0
     usd: float = 0.0
     calls: int = 0
+    unpriced: int = 0
+    """Calls among them without a known price: with any, `usd` is a lower bound."""
 
     @property
     def tokens(self) -> int:
@@ -121,6 +123,7 @@ class Usage:
             cached_tokens=self.cached_tokens + other.cached_tokens,
             usd=self.usd + other.usd,
             calls=self.calls + other.calls,
+            unpriced=self.unpriced + other.unpriced,
         )
 
 
@@ -139,6 +142,13 @@ class Completion:
     logprobs: tuple[float, ...] | None = None
     """One per completion id, under the sampling distribution."""
     seconds: float = 0.0
+    redacted: bool = False
+    """A secret was found in the prompt or the reply: ids and log-probs, which spell it, were taken
+    out."""
+    cached: bool = False
+    """Answered from the response cache: its tokens were paid for by an earlier call."""
+    fallback: str = ""
+    """The spec of the fallback that answered; empty for the model that was asked."""
 
 
 @record

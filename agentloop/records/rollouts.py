@@ -35,7 +35,14 @@ class Trajectory:
     trainable: bool = True
     nodes: tuple[Node, ...] = ()
     drift: int = 0
-    """How often a prompt did not continue the tokens of the one before it (a fork)."""
+    """How many prompts did not continue the tokens of the one before (a fork)."""
+    clean: int = 0
+    """How many continued them as they were."""
+    realigned: int = 0
+    """How many did once a reply's white space was put back (see `trajectories.recorder`)."""
+    redacted: bool = False
+    """A secret was found in its text: ids and log-probs, which spell it, were taken out, and it is
+    not trained on."""
 
 
 @record

@@ -1,8 +1,8 @@
-"""A model directory in, a running embedded server out: start, load adapters, stop. No torch here.
+"""A model directory in, a running local server out: start, load adapters, stop. No torch here.
 
 The decision worth knowing: the server is a child in a session of its own that also watches its
 parent, so neither a Ctrl-C meant for the runtime nor a killed runtime leaves a half-dead or an
-orphaned model server behind.
+orphaned model server behind. It says on one line of stdout where it listens.
 """
 
 from __future__ import annotations
@@ -13,45 +13,61 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from asyncio.subprocess import Process
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
 
 from agentloop.errors import ServerError
-from agentloop.records import Endpoint
+from agentloop.records import Endpoint, Json
+from agentloop.trajectories.redact import Redactor
+from agentloop.trajectories.redacted_log import RedactedLog
 
-START_SECONDS = 120.0
-_STOP_SECONDS = 3.0
-_PASSED = (
-    "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
-    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
+_ASK_SECONDS = 300.0
+"""For an adapter to be read; on a slow disk that is all that takes time."""
+_HEALTH_SECONDS = 5.0
+_TAIL = 1500
+PASSED = (
+    "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
 )  # fmt: skip
-_SET = {
+"""Of the runtime's environment; keys and tokens are nobody else's."""
+OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONUNBUFFERED": "1",
-    "MALLOC_ARENA_MAX": "1",  # one thread allocates tensors; a second heap would only fragment
 }
 
 
-class EmbeddedServer:
-    """One embedded engine. Satisfies `ports.Server`; `options` are flags of `serving.embedded`."""
+class LocalServer(ABC):
+    """What the servers of this machine have in common. Satisfies `ports.Server`."""
 
-    def __init__(
-        self, model_dir: Path, logs: Path, *, name: str = "base", options: Sequence[str] = ()
-    ) -> None:
-        self.model_dir, self.logs, self.name = model_dir, logs, name
-        self.options = tuple(options)
-        self._process: asyncio.subprocess.Process | None = None
+    title: str
+    """How errors call it."""
+    start_seconds: float
+    """Deadline of a start."""
+    stop_seconds: float
+    """How long it may take to end by itself."""
+
+    def __init__(self, model_dir: Path, log_file: Path, *, name: str) -> None:
+        self.model_dir, self.log_file, self.name = model_dir, log_file, name
+        self._process: Process | None = None
+        self._log: RedactedLog | None = None
         self._endpoint: Endpoint | None = None
+        self._burial: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
 
-    @property
-    def log_file(self) -> Path:
-        """Where the server's stderr goes."""
-        return self.logs / "embedded.log"
+    @abstractmethod
+    def _command(self) -> Sequence[str]:
+        """What to run; it prints `{"port": N}` on stdout when it answers."""
+
+    @abstractmethod
+    def _environment(self, token: str) -> Mapping[str, str]:
+        """All that the child gets to see."""
 
     @property
     def pid(self) -> int | None:
@@ -62,16 +78,16 @@ class EmbeddedServer:
     async def start(self) -> Endpoint:
         """Start it, or find it started, and wait until it answers.
 
-        Raises `ServerError` with the end of its log when it does not within 120 s.
+        Raises `ServerError` with the end of its log when it does not within `start_seconds`.
         """
         async with self._lock:
             if self._endpoint is not None and self.pid is not None:
                 return self._endpoint
             token = secrets.token_urlsafe(24)
-            process = await self._spawn(token)
-            self._process = process
+            process = self._process = await self._spawn(token)
+            self._burial = asyncio.create_task(_bury(process))
             try:
-                line = await asyncio.wait_for(_first_line(process), START_SECONDS)
+                line = await asyncio.wait_for(_first_line(process), self.start_seconds)
                 port = int(json.loads(line)["port"])
             except (TimeoutError, ValueError, KeyError, TypeError) as error:
                 await self._kill()
@@ -83,53 +99,73 @@ class EmbeddedServer:
             self._endpoint = Endpoint(base_url=base, token=token, model=self.name)
             return self._endpoint
 
-    async def _spawn(self, token: str) -> asyncio.subprocess.Process:
-        self.logs.mkdir(parents=True, exist_ok=True)
-        environment = {key: os.environ[key] for key in _PASSED if key in os.environ}
-        environment = {"OMP_WAIT_POLICY": "PASSIVE"} | environment | _SET
-        environment["AGENTLOOP_ENGINE_TOKEN"] = token
-        command = [
-            sys.executable, "-m", "agentloop.serving.embedded", "--model", str(self.model_dir),
-            "--name", self.name, "--port", "0", "--parent-pid", str(os.getpid()), *self.options,
-        ]  # fmt: skip
-        with self.log_file.open("ab") as log:
+    async def _spawn(self, token: str) -> Process:
+        known = Redactor.from_environment({**os.environ, "AGENTLOOP_ENGINE_TOKEN": token})
+        log = self._log = RedactedLog(self.log_file, known)
+        try:
             return await asyncio.create_subprocess_exec(
-                *command,
+                *self._command(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-                env=environment,
+                stderr=log.pipe,
+                env=dict(self._environment(token)),
                 start_new_session=True,
             )
+        finally:
+            log.release()
 
     def _failure(self, error: Exception) -> str:
         text = self.log_file.read_text(encoding="utf-8", errors="replace").strip()
-        tail = text[-1500:].strip() or "its log is empty"
+        tail = text[-_TAIL:].strip() or "its log is empty"
         late = isinstance(error, TimeoutError)
-        what = f"did not answer within {START_SECONDS:.0f} s" if late else "did not start"
-        return f"the embedded model server {what}: {tail}"
+        what = f"did not answer within {self.start_seconds:.0f} s" if late else "did not start"
+        return f"the {self.title} {what}: {tail}"
+
+    async def healthy(self) -> bool:
+        """Whether it answers `GET /health` with 200 within 5 s; a stopped one is not healthy."""
+        if self._endpoint is None or self.pid is None:
+            return False
+        url = self._endpoint.base_url.removesuffix("/v1") + "/health"
+        timeout = aiohttp.ClientTimeout(total=_HEALTH_SECONDS)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout) as session,
+                session.get(url, headers=self._headers()) as answer,
+            ):
+                return answer.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
 
     async def load_policy(self, name: str, path: Path) -> None:
         """Serve the adapter at `path` as model `name`; idempotent (the last path wins).
 
         Raises `ServerError` when the adapter is refused or the server does not run.
         """
+        body: dict[str, Json] = {"lora_name": name, "lora_path": str(path.resolve())}
+        await self._order("load_lora_adapter", body, f"the adapter {name} cannot be served")
+
+    async def unload_policy(self, name: str) -> None:
+        """Stop serving `name`. Raises `ServerError` when it is not served."""
+        body: dict[str, Json] = {"lora_name": name}
+        await self._order("unload_lora_adapter", body, f"the adapter {name} cannot be unloaded")
+
+    async def _order(self, path: str, body: dict[str, Json], refused: str) -> None:
+        """POST one order; `ServerError` (`refused`, and what the server said) unless it is 200."""
         if self._endpoint is None or self.pid is None:
-            raise ServerError("the embedded model server does not run; start it first")
-        url = f"{self._endpoint.base_url}/load_lora_adapter"
-        headers = {"Authorization": f"Bearer {self._endpoint.token}"}
-        body = {"lora_name": name, "lora_path": str(path.resolve())}
-        timeout = aiohttp.ClientTimeout(total=300)
+            raise ServerError(f"the {self.title} does not run; start it first")
+        timeout = aiohttp.ClientTimeout(total=_ASK_SECONDS)
         try:
             async with (
-                aiohttp.ClientSession(headers=headers, timeout=timeout) as session,
-                session.post(url, json=body) as answer,
+                aiohttp.ClientSession(headers=self._headers(), timeout=timeout) as session,
+                session.post(f"{self._endpoint.base_url}/{path}", json=body) as answer,
             ):
                 if answer.status != 200:
-                    said = (await answer.json())["error"]["message"]
-                    raise ServerError(f"the adapter {name} cannot be served: {said}")
+                    raise ServerError(f"{refused}: {_said(await answer.text())}")
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ServerError(f"the embedded model server does not answer: {error}") from error
+            raise ServerError(f"the {self.title} does not answer: {error}") from error
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._endpoint.token}"} if self._endpoint else {}
 
     async def stop(self) -> None:
         """Stop it; idempotent."""
@@ -139,22 +175,74 @@ class EmbeddedServer:
 
     async def _kill(self) -> None:
         process, self._process = self._process, None
-        if process is None:
+        burial, self._burial = self._burial, None
+        if process is None or burial is None:
             return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            if process.returncode is not None:
-                break
-            try:
-                process.send_signal(number)
-                await asyncio.wait_for(process.wait(), _STOP_SECONDS)
-            except ProcessLookupError:
-                break  # it ended by itself meanwhile
-            except TimeoutError:
-                continue
-        await process.wait()
+        if process.returncode is None:
+            with suppress(ProcessLookupError, TimeoutError):
+                process.terminate()
+                await asyncio.wait_for(asyncio.shield(burial), self.stop_seconds)
+        if process.returncode is None:
+            _signal(process, signal.SIGKILL)
+        await burial
+        if self._log is not None:
+            await asyncio.to_thread(self._log.wait)
 
 
-async def _first_line(process: asyncio.subprocess.Process) -> bytes:
+class EmbeddedServer(LocalServer):
+    """One embedded engine; `options` are flags of `serving.embedded`."""
+
+    title = "embedded model server"
+    start_seconds, stop_seconds = 120.0, 3.0
+
+    def __init__(
+        self, model_dir: Path, logs: Path, *, name: str = "base", options: Sequence[str] = ()
+    ) -> None:
+        super().__init__(model_dir, logs / "embedded.log", name=name)
+        self.options = tuple(options)
+
+    def _command(self) -> Sequence[str]:
+        return [
+            sys.executable, "-m", "agentloop.serving.embedded", "--model", str(self.model_dir),
+            "--name", self.name, "--port", "0", "--parent-pid", str(os.getpid()), *self.options,
+        ]  # fmt: skip
+
+    def _environment(self, token: str) -> Mapping[str, str]:
+        return {
+            "OMP_WAIT_POLICY": "PASSIVE",
+            **passed(*PASSED, "PYTHONPATH", "VIRTUAL_ENV"),
+            **OFFLINE,
+            # one thread allocates tensors; a second heap would only fragment
+            "MALLOC_ARENA_MAX": "1",
+            "AGENTLOOP_ENGINE_TOKEN": token,
+        }
+
+
+def passed(*names: str) -> dict[str, str]:
+    """Those of the named variables that are set."""
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+async def _first_line(process: Process) -> bytes:
     if process.stdout is None:
         raise ValueError("the server has no output")
     return await process.stdout.readline()
+
+
+async def _bury(process: Process) -> None:
+    """When the server ends, by whatever cause, all that it started ends with it. Done the moment it
+    is reaped, so that its group's id cannot yet be another's."""
+    await process.wait()
+    _signal(process, signal.SIGKILL)
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # the whole group has ended
+        os.killpg(process.pid, number)
+
+
+def _said(text: str) -> str:
+    """The message in an error's body, or the body."""
+    with suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(text)["error"]["message"])
+    return text.strip()[:_TAIL] or "no reason given"

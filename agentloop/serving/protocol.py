@@ -13,7 +13,7 @@ from typing import cast
 
 from agentloop.serving.engine import Engine, Generated, Generation
 from agentloop.serving.sampling import Sampling
-from agentloop.trajectories.chat_format import ChatMessage, render_chat
+from agentloop.trajectories.chat_format import ChatMessage, render_chat, text_of
 
 Body = Mapping[str, object]
 _SAMPLING = frozenset(
@@ -47,7 +47,7 @@ def chat_request(engine: Engine, body: Body) -> tuple[Generation, bool]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise ValueError("`messages` must be a list of objects")
-    flat = [{**m, "content": _content(m.get("content"))} for m in messages]
+    flat = [{**m, "content": text_of(m.get("content"))} for m in messages]
     rendered = render_chat(
         engine.tokenizer,
         cast(Sequence[ChatMessage], flat),
@@ -65,16 +65,6 @@ def completion_request(engine: Engine, body: Body) -> Generation:
     if not isinstance(prompt, list) or not all(type(item) is int for item in prompt):
         raise ValueError("`prompt` must be a list of token ids or a text")
     return _generation(body, prompt, engine.context)
-
-
-def _content(content: object) -> object:
-    """OpenAI's list of text parts as one text."""
-    if not isinstance(content, list):
-        return content
-    parts = [part.get("text") for part in content if isinstance(part, dict)]
-    if len(parts) != len(content) or not all(isinstance(part, str) for part in parts):
-        raise ValueError("only text content is supported")
-    return "".join(str(part) for part in parts)
 
 
 def _refuse(body: Body, *, extra: set[str]) -> None:

@@ -55,8 +55,8 @@ class Archive(Versions):
 
     def close(self) -> None:
         """Finish the writes under way and let go of the files; idempotent."""
+        self.index.close()  # it may still be reading the log
         self.log.close()
-        self.index.close()
 
     # Episodes and scores
 
@@ -155,17 +155,21 @@ class Archive(Versions):
         purpose: Purpose | None = None, scope: str | None = None,
     ) -> list[tuple[str, float]]:  # fmt: skip
         """(id, cosine distance in [0, 2]) of the `k` nearest episodes, skills or instructions,
-        nearest first. Includes what was appended just now, unless another process is indexing."""
+        nearest first, of all that was appended before. Raises `UsageError` for an empty text."""
         if kind not in INDEXED:
             raise UnknownName("kind to search", kind, INDEXED)
-        self.index.drain(self.log)
-        given = {"success": success, "purpose": purpose, "scope": scope}
-        where = {name: value for name, value in given.items() if value is not None}
+        if not text.strip():
+            raise UsageError(
+                "the text to search for is empty; say what to look for: agentloop search TEXT"
+            )
+        where = Query()
+        if (success, purpose, scope) != (None, None, None):
+            where = Query(kinds=(kind,), success=success, purpose=purpose, scope=scope)
         try:
-            return self.index.near(kind, text, k, where)
-        except StoreError:  # damaged since it was opened
+            return self.index.near(self.log, kind, text, k, where)
+        except StoreError:  # damaged
             self.index.rebuild(self.log)
-            return self.index.near(kind, text, k, where)
+            return self.index.near(self.log, kind, text, k, where)
 
     def verify(self) -> dict[str, Json]:
         """`{"ok", "rows", "problems"}` of the log, and of the index where it should be ahead."""

@@ -17,18 +17,35 @@ from contextlib import closing
 from itertools import zip_longest
 from typing import Any
 
+from pydantic_core import PydanticSerializationError, to_json
+
 from agentloop.errors import StoreError
 from agentloop.records import Json
 from agentloop.store import facts
+from agentloop.trajectories.redact import Redactor
 
 GENESIS = bytes(32)
 """What stands for the hash before the first entry."""
 _SHOWN = 20
 
 
-def pack(body: Json) -> bytes:
-    """Compressed JSON. ASCII escapes keep even lone surrogates of a model's output."""
-    return zlib.compress(json.dumps(body, separators=(",", ":")).encode(), 1)
+def encode(body: Json) -> tuple[bytes, bool]:
+    """Compact JSON, and whether its text stands there as it is; not so where a model's output has
+    lone surrogates, which only ASCII escapes hold."""
+    try:
+        return to_json(body, inf_nan_mode="constants"), True  # a quarter of the time of `json`
+    except PydanticSerializationError:
+        return json.dumps(body, separators=(",", ":")).encode(), False
+
+
+def pack(body: Json, redactor: Redactor) -> tuple[Json, bytes]:
+    """The body without secrets, and its compressed JSON: the bytes that are hashed and stored. It
+    is written once and the redactor asked by those bytes; most bodies need no closer look."""
+    text, plain = encode(body)
+    if not plain or redactor.suspects(text):
+        body = redactor(body)
+        text, _ = encode(body)
+    return body, zlib.compress(text, 1)
 
 
 def unpack(data: bytes) -> Any:
@@ -36,9 +53,7 @@ def unpack(data: bytes) -> Any:
     try:
         return json.loads(zlib.decompress(data))
     except (zlib.error, ValueError, TypeError) as error:
-        raise StoreError(
-            f"stored data is damaged: {error}; see: agentloop store verify"
-        ) from error
+        raise StoreError(f"stored data is damaged: {error}; see: agentloop store verify") from error
 
 
 def link(prev: bytes, seq: int, names: tuple[str, str, str], at: float, body: bytes) -> bytes:

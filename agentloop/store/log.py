@@ -1,8 +1,8 @@
 """The truth: drafts in, entries out, in one order, for good.
 
 A SQLite file in WAL mode that any process appends to. An append returns when its rows are on the
-disk. Within a process one thread writes: appends that wait while it commits share the next commit,
-so many concurrent tasks pay for one fsync, and the event loop for none.
+disk. Within a process one thread writes at a time, for all: appends that wait while it commits
+share the next commit, so many concurrent tasks pay for one fsync, and the event loop for none.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agentloop.errors import StoreError
-from agentloop.records import Json
 from agentloop.store import facts, leases
 from agentloop.store.chain import GENESIS, audit, link, pack, unpack
 from agentloop.store.migrations import migrate
-from agentloop.store.query import Draft, Entry, Fence, Query, select
+from agentloop.store.query import Draft, Entry, Fence, Query, names, select
 from agentloop.store.sqlite import connect, guarded, writing
 from agentloop.trajectories.redact import Redactor
 
@@ -55,11 +54,11 @@ class Log:
     """An append-only, hash-chained log. Raises `StoreError` for every failure of the file or disk;
     what was acknowledged before stays."""
 
-    def __init__(self, path: Path, redact: Callable[[Json], Json] | None = None) -> None:
+    def __init__(self, path: Path, redact: Redactor | None = None) -> None:
         self.path = path
         self.redact = redact or Redactor.from_environment()
         self._waiting: deque[_Job] = deque()
-        self._reading = threading.Lock()
+        self._reading, self._writing = threading.Lock(), threading.Lock()
         with guarded(path):
             self._db = connect(path)
             try:
@@ -75,13 +74,20 @@ class Log:
         self._writer.shutdown()
         with self._reading:
             self._reader.close()
-        self._db.close()
+        with self._writing:
+            self._db.close()
 
     def append(self, drafts: Sequence[Draft], *, fence: Fence | None = None) -> list[int]:
         """The seq of each draft, when all are on the disk. A (kind, key) that exists is not
         written again: the first write wins and its seq is returned. All drafts are written, or
         none. Raises `StoreError`, also when `fence` is no longer the latest."""
-        return self._submit(drafts, fence).result()
+        job = _Job(drafts, fence)
+        # In this thread: handing a commit over and back costs as much as the commit.
+        if _packed(job, self.redact):
+            self._waiting.append(job)
+            while not job.done.done():
+                self._flush()
+        return job.done.result()
 
     async def append_async(
         self, drafts: Sequence[Draft], *, fence: Fence | None = None
@@ -111,8 +117,12 @@ class Log:
         sql = "SELECT key FROM entry WHERE kind = ? AND key >= ? AND key < ? ORDER BY key"
         return [key for (key,) in self._fetch(sql, (kind, prefix, prefix + "\U0010ffff"))]
 
+    def chosen(self, query: Query, among: Sequence[str] | None = None) -> set[str]:
+        """The keys that `query` chooses, of those in `among` unless `None`; no body is read."""
+        return {key for (key,) in self._fetch(*names(query, among))}
+
     def read(self, query: Query = Query()) -> Iterator[Entry]:
-        """The entries that `query` chooses, in log order, a page at a time."""
+        """The entries that `query` chooses, in the order it asks for, a page at a time."""
         for row in self._rows(query, scored=False):
             yield _entry(row)
 
@@ -146,32 +156,36 @@ class Log:
     def _submit(self, drafts: Sequence[Draft], fence: Fence | None) -> Future[list[int]]:
         job = _Job(drafts, fence)
         self._waiting.append(job)
-        self._run(self._flush)
-        return job.done
-
-    def _run(self, work: Callable[[], T]) -> Future[T]:
         try:
-            return self._writer.submit(work)
+            self._writer.submit(self._flush)
         except RuntimeError as error:
             raise StoreError(f"the log `{self.path}` was closed") from error
+        return job.done
 
     def _flush(self) -> None:
-        """Write what waits, in one commit. Runs in the writer thread; an earlier flush may have
-        taken the job that this one was started for."""
-        jobs: list[_Job] = []
-        while self._waiting and len(jobs) < _GROUP:
-            job = self._waiting.popleft()
-            if job.done.set_running_or_notify_cancel() and _packed(job, self.redact):
-                jobs.append(job)
-        if not jobs:
-            return
+        """Write what waits, in one commit. Another flush may have taken the job that this one was
+        started for, and then it is done when this one gets its turn."""
+        with self._writing:
+            jobs: list[_Job] = []
+            while self._waiting and len(jobs) < _GROUP:
+                job = self._waiting.popleft()
+                if job.rows or (
+                    job.done.set_running_or_notify_cancel() and _packed(job, self.redact)
+                ):
+                    jobs.append(job)
+            if jobs:
+                self._write(jobs)
+
+    def _write(self, jobs: list[_Job]) -> None:
         try:
             with guarded(self.path), writing(self._db):
                 results = self._extend(jobs)
-        except Exception as error:  # whatever it is, those who wait must hear of it
+        except BaseException as error:  # whatever it is, those who wait must hear of it
             for job in jobs:
                 job.done.set_exception(error)
-            return
+            if isinstance(error, Exception):
+                return
+            raise
         for job, result in zip(jobs, results, strict=True):
             if isinstance(result, StoreError):
                 job.done.set_exception(result)
@@ -213,19 +227,15 @@ class Log:
         return digest
 
     def _change(self, change: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a small write in the writer thread, in a transaction of its own."""
-
-        def run() -> T:
-            with guarded(self.path), writing(self._db):
-                return change(self._db)
-
-        return self._run(run).result()
+        """Run a small write in a transaction of its own."""
+        with self._writing, guarded(self.path), writing(self._db):
+            return change(self._db)
 
     def _rows(self, query: Query, *, scored: bool) -> Iterator[tuple[Any, ...]]:
-        after, left = query.since_seq, query.limit
+        after, left = None, query.limit
         while left is None or left > 0:
             page = _PAGE if left is None else min(left, _PAGE)
-            rows = self._fetch(*select(query, after=after, page=page, scored=scored))
+            rows = self._fetch(*select(query, page=page, after=after, scored=scored))
             yield from rows
             if len(rows) < page:
                 return
@@ -237,19 +247,20 @@ class Log:
             return self._reader.execute(sql, values).fetchall()
 
 
-def _packed(job: _Job, redact: Callable[[Json], Json]) -> bool:
+def _packed(job: _Job, redact: Redactor) -> bool:
     """Redact and compress before the transaction begins; a draft that is not JSON fails its
     own append and no other."""
     now = time.time()
     try:
         for draft in job.drafts:
-            body = redact(draft.body)
+            body, packed = pack(draft.body, redact)
             names = (draft.kind, draft.key, draft.scope)
             fact = facts.statement(*names, body)
             for value in (*names, *(fact[1] if fact else ())):
-                str(value).encode()  # SQLite has no lone surrogates; a body may have them
+                if isinstance(value, str):
+                    value.encode()  # SQLite has no lone surrogates; a body may have them
             at = float(now if draft.at is None else draft.at)
-            job.rows.append(_Packed(names, at, pack(body), fact))
+            job.rows.append(_Packed(names, at, packed, fact))
     except StoreError as error:
         job.done.set_exception(error)
     except Exception as error:

@@ -5,9 +5,13 @@ Replaced atomically, so a reader sees the state before or after a drain and noth
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,13 +50,34 @@ def folders(index: Path) -> dict[Path, int]:
 
 
 def publish(index: Path, mark: Mark) -> None:
-    """Replace the mark of an index; it is on the disk when this returns."""
+    """Replace the mark of an index; it is on the disk when this returns. Raises `StoreError`."""
     new = index / "mark.json.new"
-    with open(new, "w") as file:
-        json.dump(vars(mark), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, index / "mark.json")
+    try:
+        with open(new, "w") as file:
+            json.dump(vars(mark), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, index / "mark.json")
+    except OSError as error:
+        raise StoreError(f"the index `{index}` cannot be written: {error}") from error
+
+
+@contextmanager
+def locked(index: Path, how: int, seconds: float) -> Iterator[bool]:
+    """Whether this process got the lock of an index (`fcntl.LOCK_EX` or `LOCK_SH`) within
+    `seconds`; the system frees it on any death."""
+    deadline = time.monotonic() + seconds
+    with open(index / "lock", "a") as file:
+        while True:
+            try:
+                fcntl.flock(file, how | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    yield False
+                    return
+                time.sleep(0.05)
+        yield True
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -25,6 +25,8 @@ from agentloop.ports import Progress, silent
 from agentloop.records import TrainingJob, TrainingResult
 from agentloop.training.artifact import finished
 from agentloop.trajectories import codec
+from agentloop.trajectories.redact import Redactor
+from agentloop.trajectories.redacted_log import RedactedLines
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -56,7 +58,11 @@ class ProcessTrainer:
         """
         if done := finished(job):
             return done
-        directory = Path(f"{job.out}.job")
+        directory, order = Path(f"{job.out}.job"), codec.to_json(job)
+        if Redactor.from_environment()(order) is not order:
+            raise UsageError(
+                "the trainer's settings hold what looks like a secret; give it by the environment"
+            )
         try:
             directory.mkdir(parents=True, exist_ok=True)
             (directory / "job.json").write_bytes(codec.encode(job))
@@ -96,7 +102,9 @@ class ProcessTrainer:
         """Copy the output to the log, pass metrics on, and return the last other line."""
         assert process.stdout is not None
         last: deque[str] = deque(maxlen=1)
-        async for line in process.stdout:
+        clean = RedactedLines(Redactor.from_environment())
+        async for said in process.stdout:
+            line = clean(said)
             log.write(line)
             log.flush()
             text = line.decode(errors="replace").strip()

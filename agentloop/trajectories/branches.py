@@ -2,11 +2,17 @@
 
 A branch repeats the tokens of the prefix that it shares with earlier branches; `start` says where
 its own tokens begin, so that a consumer can learn from every sampled token exactly once.
+
+Methods that weigh a token by the ratio of two policies' probabilities (PPO, GRPO and their kin)
+take `RatioBranch`, and only `ratio_branches` makes one: what an API replied, without ids or without
+the probability each id was sampled with, has no such type and cannot reach them by mistake.
 """
 
 from __future__ import annotations
 
-from agentloop.errors import StoreError
+from typing import Literal
+
+from agentloop.errors import StoreError, UsageError
 from agentloop.records import Message, Node, Trajectory, record
 
 
@@ -24,6 +30,47 @@ class Branch:
     """0.0 for tokens that were not sampled; `None` when a sampled node has no log-probs."""
     start: int
     """How many leading tokens an earlier branch of the same trajectory already has."""
+
+
+@record
+class RatioBranch(Branch):
+    """A branch whose every sampled token has the log-prob that it was sampled with."""
+
+    logprobs: tuple[float, ...]
+
+
+Basis = Literal["ratio", "tokens", "text"]
+"""What a trajectory may be learned from: the ratio of probabilities, likelihood of its exact
+tokens, or only its text (rendered again with the learner's own chat template)."""
+
+
+def basis(trajectory: Trajectory) -> Basis:
+    """The most that every sampled message of the trajectory allows; `text` without any."""
+    sampled = [node for node in trajectory.nodes if node.sampled]
+    if not sampled or any(node.logprobs is None and not node.token_ids for node in sampled):
+        return "text"
+    return "tokens" if any(node.logprobs is None for node in sampled) else "ratio"
+
+
+def ratio_branches(trajectory: Trajectory) -> list[RatioBranch]:
+    """All branches, for a learner that needs probabilities. Raises `UsageError` for a trajectory
+    of another `basis`, and what `branches` raises."""
+    found: list[RatioBranch] = []
+    given = basis(trajectory)
+    for one in branches(trajectory):
+        if given != "ratio" or one.logprobs is None:
+            lacks = "token ids" if given == "text" else "log-probs"
+            raise UsageError(
+                f"a trajectory without {lacks} cannot be learned from by a ratio of probabilities; "
+                "roll out on an endpoint that returns them, or use a method that imitates"
+            )
+        found.append(
+            RatioBranch(
+                nodes=one.nodes, messages=one.messages, token_ids=one.token_ids, mask=one.mask,
+                logprobs=one.logprobs, start=one.start,
+            )
+        )  # fmt: skip
+    return found
 
 
 def branches(trajectory: Trajectory) -> list[Branch]:

@@ -96,6 +96,17 @@ def render_chat(
     return _spliced(tokenizer, plain, add_generation_prompt)
 
 
+def text_of(content: object) -> object:
+    """OpenAI's list of text parts as one text; anything else as it is. Raises `ValueError` when
+    a part is not text."""
+    if not isinstance(content, list):
+        return content
+    parts = [part.get("text") for part in content if isinstance(part, dict)]
+    if len(parts) != len(content) or not all(isinstance(part, str) for part in parts):
+        raise ValueError("only text content is supported")
+    return "".join(str(part) for part in parts)
+
+
 def end_of_turn(tokenizer: Tokenizer) -> int | None:
     """The id that ends an assistant's turn in a ChatML model, else `None`."""
     chatml = _chatml(tokenizer) if tokenizer.chat_template else None

@@ -6,7 +6,8 @@ stage, because one stage writes the file and another, in its own process, reads 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from agentloop.errors import StoreError, UsageError
 from agentloop.files import read_manifest, write_manifest
 from agentloop.records import Row
 from agentloop.trajectories import codec
+from agentloop.trajectories.redact import Redactor
 
 NAME = "rows.jsonl"
 
@@ -21,6 +23,17 @@ NAME = "rows.jsonl"
 def lines_of(rows: Sequence[Row]) -> list[bytes]:
     """Encoded rows in an order that depends on their content alone."""
     return sorted(codec.encode(row) for row in rows)
+
+
+def refuse_secrets(lines: Iterable[bytes], redact: Redactor) -> None:
+    """Raise `UsageError` when the text of a line holds a secret: the last door before weights."""
+    for line in filter(redact.suspects, lines):
+        row = json.loads(line)
+        if redact(row) is not row:
+            raise UsageError(
+                f"a training row (episode `{row.get('episode', 'none')}`) holds what looks like a "
+                "secret; take it out of the instruction or the skills that it is trained under"
+            )
 
 
 def write_rows(directory: Path, lines: Sequence[bytes], about: dict[str, Any]) -> None:

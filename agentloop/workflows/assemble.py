@@ -6,7 +6,7 @@ closes servers, sandboxes and connections however it ends.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +14,19 @@ from typing import Protocol
 
 from agentloop import __version__
 from agentloop.errors import MissingDependency, UsageError
-from agentloop.graphs.load import load_graph
+from agentloop.gateway.program import Program, resolve_command
+from agentloop.gateway.server import Gateway
+from agentloop.graphs.load import Graph, load_graph
+from agentloop.graphs.program import program_graph
 from agentloop.graphs.run import Runner
 from agentloop.lanes.bench import Bench
 from agentloop.models.connect import Connected, ModelSpec, connect, parse
-from agentloop.models.journal import Journaled
-from agentloop.models.meter import FREE, Meter, Metered
-from agentloop.models.retry import Retrying
+from agentloop.models.meter import Meter
 from agentloop.models.scripted import Scripted
 from agentloop.policies.registry import Policies
 from agentloop.ports import Gate, Progress, Sandbox, Server, Tasks, Tool, Trainer, silent
 from agentloop.records import (
     Bundle,
-    Completion,
     Endpoint,
     Instruction,
     Json,
@@ -37,7 +37,8 @@ from agentloop.records import (
 )  # fmt: skip
 from agentloop.refs import resolve
 from agentloop.sandboxes.profile import open_sandbox
-from agentloop.serving.launch import EmbeddedServer
+from agentloop.serving.launch import EmbeddedServer, LocalServer
+from agentloop.serving.vllm import VllmServer, find_python
 from agentloop.serving.weights import SMOLLM2
 from agentloop.store.archive import Archive
 from agentloop.store.embed import WordLlamaEmbedder
@@ -48,6 +49,7 @@ from agentloop.training.dry import DryTrainer
 from agentloop.training.job import ProcessTrainer
 from agentloop.trajectories.codec import to_json
 from agentloop.workflows.load import Loaded, build
+from agentloop.workflows.models import ScopedJournal, check_calls, lend_model, prices
 from agentloop.workflows.schema import PartSpec, Workflow
 from agentloop.workspace import Workspace, model_cache
 
@@ -110,28 +112,12 @@ class Kit:
         return alias_of(self.name)
 
 
-@dataclass(frozen=True)
-class RunJournal:
-    """The archive's journal for one run, so that a resumed run knows what it has spent."""
-
-    archive: Archive
-    run: str
-
-    def call(self, key: str) -> Completion | None:
-        """The reply recorded under `key`."""
-        return self.archive.call(key)
-
-    async def add_call(self, key: str, completion: Completion) -> None:
-        """Record a reply; durable when this returns."""
-        await self.archive.add_call(key, completion, scope=self.run)
-
-
 def alias_of(workflow: str) -> str:
     """Name of the champion's pointer."""
     return f"{workflow}/champion"
 
 
-def check_model(loaded: Loaded, model: str | None) -> ModelSpec:
+def check_model(loaded: Loaded, model: str | None, workspace: Workspace | None = None) -> ModelSpec:
     """What the model name means; raises `UsageError` before anything is written when it or a part
     of the workflow cannot work (unknown form, no script, no weights; a wrong key, no module)."""
     loaded.check()
@@ -140,22 +126,32 @@ def check_model(loaded: Loaded, model: str | None) -> ModelSpec:
         raise UsageError(
             f"`{loaded.name}` has no `scripted` section; choose another --model or add one"
         )
-    if spec.kind == "embedded":
+    check_calls(loaded.spec, spec)
+    if spec.served:
         _weights(spec)
+    if spec.kind == "vllm":
+        find_python((workspace or Workspace.find()).roots)
     return spec
 
 
 def plan_hash(loaded: Loaded, model: str | None, tasks: str | None, seed: int) -> str:
     """What a cycle must not change between its start and its resumption."""
     rows = Path(tasks).read_bytes().hex() if tasks and Path(tasks).is_file() else ""
-    return content_id("plan", loaded.digest(), to_json(parse(model or loaded.spec.model)), rows,
-                      tasks, seed, __version__)
+    return content_id(
+        "plan",
+        loaded.digest(),
+        to_json(parse(model or loaded.spec.model)),
+        rows,
+        tasks,
+        seed,
+        __version__,
+    )
 
 
 def price_of(loaded: Loaded, model: str | None, calls: int) -> float | None:
     """US dollars for so many typical calls; 0 for a local model, `None` when unknown."""
     spec = parse(model or loaded.spec.model)
-    meter = Meter(prices=_prices(loaded.spec, spec))
+    meter = Meter(prices=prices(loaded.spec, spec))
     return meter.estimate(calls, _TYPICAL_PROMPT, _TYPICAL_REPLY, model=spec.model or "*")
 
 
@@ -163,28 +159,29 @@ def price_of(loaded: Loaded, model: str | None, calls: int) -> float | None:
 async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncIterator[Kit]:
     """A kit; everything it started is stopped at the end."""
     spec = loaded.spec
-    model_spec = check_model(loaded, options.model)
+    model_spec = check_model(loaded, options.model, options.workspace)
     async with AsyncExitStack() as stack:
         sandbox = open_sandbox(spec.sandbox, options.workspace)
         stack.push_async_callback(sandbox.close)
-        server, endpoint, base = await _serve(model_spec, options.home, stack)
+        server, endpoint, base = await _serve(model_spec, options, stack)
         transport = connect(model_spec, scripted=_script(loaded, model_spec), endpoint=endpoint)
         stack.push_async_callback(transport.close)
-        prices = _prices(spec, model_spec)
-        meter = Meter(spec.budget, prices, spent=archive.spent(options.run))
-        journal = RunJournal(archive, options.run)
-        graph = load_graph(spec.graph, options.workspace.roots, loaded.folder)
+        meter = Meter(spec.budget, prices(spec, model_spec), spent=archive.spent(options.run))
+        model = lend_model(
+            spec, model_spec, transport, meter=meter, stack=stack,
+            journal=ScopedJournal(archive, options.run),
+        )  # fmt: skip
+        graph = await _agent(loaded, options, stack)
         bench = Bench(
             archive=archive, tasks=_tasks(loaded, model_spec, options),
             runner=Runner(
                 graph,
                 # a cycle (it has a plan) is resumed from the journal: checkpoints would only cost
-                checkpoints=None if options.plan else options.home / "checkpoints.db",
+                checkpoints=None if options.plan else options.home / "checkpoints",
                 native_tools=not model_spec.local,
             ),
-            model=Journaled(Metered(Retrying(transport), meter), journal),
-            reward=loaded.build(_reward(spec, model_spec)), tools=_tools(loaded, sandbox),
-            limits=spec.limits,
+            model=model, reward=loaded.build(_reward(spec, model_spec)),
+            tools=_tools(loaded, sandbox), limits=spec.limits,
             decoding=Sampling(**spec.decoding.model_dump()), embedder=WordLlamaEmbedder(),
             sandbox=sandbox, home=options.home, policies=Policies(options.home / "policies"),
             trainer=_trainer(model_spec, options.progress), server=server, base_model=base,
@@ -227,15 +224,28 @@ def unused_text(loaded: Loaded, archive: Archive) -> str:
     )
 
 
+async def _agent(loaded: Loaded, options: Options, stack: AsyncExitStack) -> Graph:
+    """The workflow's graph; a program is one as well, with an endpoint to call."""
+    spec = loaded.spec
+    if not spec.command:
+        return load_graph(spec.graph, options.workspace.roots, loaded.folder)
+    gateway = await stack.enter_async_context(Gateway())
+    return program_graph(Program(resolve_command(spec.command, loaded.folder), gateway).drive)
+
+
 async def _serve(
-    spec: ModelSpec, home: Path, stack: AsyncExitStack
+    spec: ModelSpec, options: Options, stack: AsyncExitStack
 ) -> tuple[Server | None, Endpoint | None, Path | None]:
     if spec.kind == "scripted":
         return None, None, Path("scripted")
-    if spec.kind != "embedded":
+    if not spec.served:
         return None, None, None
-    weights = _weights(spec)
-    server = EmbeddedServer(weights, logs=home / "logs")
+    weights, logs = _weights(spec), options.home / "logs"
+    server: LocalServer = (
+        VllmServer(weights, logs, python=find_python(options.workspace.roots))
+        if spec.kind == "vllm"
+        else EmbeddedServer(weights, logs)
+    )
     stack.push_async_callback(server.stop)
     return server, await server.start(), weights
 
@@ -284,13 +294,7 @@ def _tools(loaded: Loaded, sandbox: Sandbox) -> list[Tool]:
 def _trainer(spec: ModelSpec, progress: Progress) -> Trainer | None:
     if spec.kind == "scripted":
         return DryTrainer()
-    return ProcessTrainer(progress=progress) if spec.kind == "embedded" else None
-
-
-def _prices(workflow: Workflow, spec: ModelSpec) -> Mapping[str, tuple[float, float]]:
-    if spec.local:
-        return FREE
-    return {name: (p.prompt, p.completion) for name, p in workflow.prices.items()}
+    return ProcessTrainer(progress=progress) if spec.served else None
 
 
 __all__ = [

@@ -18,6 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from agentloop.errors import MissingDependency, UsageError
+from agentloop.gateway.program import resolve_command
 from agentloop.records import Json
 from agentloop.refs import resolve
 from agentloop.workflows.schema import PartSpec, Workflow, explain, validate
@@ -60,16 +61,23 @@ class Loaded:
             parts += [spec.scripted.tasks, spec.scripted.reward or spec.reward]
         for part in parts:
             self.build(part)
+        if spec.command:
+            resolve_command(spec.command, self.folder)
 
     def digest(self) -> str:
         """Hash of the workflow as resolved, with the Python and data files beside it."""
         state = hashlib.blake2b(digest_size=16)
         # What may change without changing a result: a budget can be raised to go on.
         prose = {"title", "claim", "faithful", "reduced", "seed_paper", "checks"}
-        limits = {"budget", "prices", "concurrency"}
+        limits = {"budget", "prices", "concurrency", "rate", "retries", "cache"}
+        if not self.spec.fallbacks:
+            limits.add("fallbacks")
+        if not self.spec.command:
+            limits.add("command")
         state.update(self.spec.model_dump_json(exclude=prose | limits).encode())
         for path in sorted(self.folder.iterdir()):
-            if path.suffix in (".py", ".jsonl") and path.is_file():
+            of_agent = f"./{path.name}" in self.spec.command
+            if (path.suffix in (".py", ".jsonl") or of_agent) and path.is_file():
                 state.update(path.name.encode() + b"\0" + path.read_bytes())
         return state.hexdigest()
 

@@ -21,7 +21,7 @@ Operator = Literal[">=", "<=", ">", "<"]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class PartSpec(BaseModel):
@@ -96,6 +96,22 @@ class Price(_Strict):
     completion: float = Field(ge=0.0)
 
 
+class Rate(_Strict):
+    """How fast each model's endpoint may be called; a key left out is no limit."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Prompt and reply together."""
+    in_flight: int | None = Field(default=None, ge=1)
+
+
+class Retries(_Strict):
+    """How often a call that met a passing fault is made, and the seconds for all its attempts."""
+
+    attempts: int = Field(default=4, ge=1, le=20)
+    deadline: float = Field(default=300.0, gt=0.0)
+
+
 class Workflow(_Strict):
     """One workflow. Keys stand in the order in which data flows."""
 
@@ -103,6 +119,9 @@ class Workflow(_Strict):
     model: str = "auto"
     tasks: PartField
     graph: str = "react"
+    command: tuple[str, ...] = ()
+    """Instead of `graph`: a program that is the agent, e.g. `[node, ./agent.mjs]`. It reads the
+    task on stdin, calls the model at `$OPENAI_BASE_URL` and prints its answer last."""
     instruction: str = ""
     tools: tuple[str, ...] = ()
     """`python`, or references of typed functions."""
@@ -117,6 +136,12 @@ class Workflow(_Strict):
     budget: Budget = Budget()
     prices: dict[str, Price] = Field(default_factory=dict)
     concurrency: int = Field(default=64, ge=1, le=1024)
+    rate: Rate = Rate()
+    retries: Retries = Retries()
+    fallbacks: tuple[str, ...] = ()
+    """Models to ask, in order, when `model` is down; never behind a local one."""
+    cache: bool = False
+    """Answer a repeated identical request with a seed or temperature 0 from the log, for free."""
     scripted: ScriptedRun | None = None
     claim: str = ""
     """One sentence for the index: what this folder shows."""
@@ -139,6 +164,14 @@ class Workflow(_Strict):
             for key, value in asdict(section).items():
                 if value is not None and value <= 0:
                     raise ValueError(f"`{name}.{key}` must be above 0, or left out")
+        return self
+
+    @model_validator(mode="after")
+    def _one_agent(self) -> Workflow:
+        if self.command and "graph" in self.model_fields_set:
+            raise ValueError("`graph` and `command` are two agents; give one of them")
+        if self.command and self.tools:
+            raise ValueError("`tools` are for graphs; a `command` brings its own, leave them out")
         return self
 
     @model_validator(mode="after")
@@ -197,7 +230,7 @@ def _keys(model: type[Any], path: list[str]) -> list[str]:
         "limits": Limits.__dataclass_fields__, "budget": Budget.__dataclass_fields__,
         "decoding": Decoding.model_fields, "heldout": HeldOut.model_fields,
         "checks": Check.model_fields, "scripted": ScriptedRun.model_fields,
-        "prices": Price.model_fields,
+        "prices": Price.model_fields, "rate": Rate.model_fields, "retries": Retries.model_fields,
     }  # fmt: skip
     if path and model is Workflow:
         return list(names.get(path[0], {}))

@@ -215,9 +215,7 @@ def test_a_budget_keeps_what_was_finished(tiny: str, home: Path, refused: Refuse
     assert "10 tokens" in refused("cycle", tiny, "--set", "budget.tokens=10", code=3)
 
 
-def test_an_interrupt(
-    tmp_path: Path, home: Path, refused: Refused
-) -> None:
+def test_an_interrupt(tmp_path: Path, home: Path, refused: Refused) -> None:
     parts = tiny_workflow.PARTS.replace("    system =", "    raise KeyboardInterrupt\n    system =")
     workflow = str(tiny_workflow.make(tmp_path, parts=parts))
     assert "nothing acknowledged is lost" in refused("run", workflow, code=130)

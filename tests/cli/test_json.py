@@ -17,17 +17,18 @@ from agentloop.store.archive import Archive
 
 Data = Callable[..., Any]
 COST = {"usd", "tokens", "seconds"}
+COUNTS = {"drift", "partial_groups"}
 LANE = {"state", "candidate", "effect", "ci95", "p", "tokens_ratio", "seconds", "reason"}
 CHECK = "checks: [{id: gain, tier: unit, metric: heldout.effect, bar: 0.3, source: here}]\n"
 
 
 def test_run_and_eval(tiny: str, home: Path, data: Data) -> None:
     told = data("run", tiny, "--n", "4", "--seed", "3")
-    assert set(told) == {"run", "n", "succeeded", "failed", "by_reason", "cost"}
+    assert set(told) == {"run", "n", "succeeded", "failed", "by_reason", "cost", *COUNTS}
     assert told["n"] == 4 == told["succeeded"] + told["failed"] and set(told["cost"]) == COST
     assert told["by_reason"] == {"wrong_answer": told["failed"]}
     rated = data("eval", tiny, "--bundle", "champion", "--n", "12")
-    assert set(rated) == {"n", "successes", "rate", "bundle", "seconds"}
+    assert set(rated) == {"n", "successes", "rate", "bundle", "seconds", *COUNTS}
     assert rated["rate"] == rated["successes"] / rated["n"] == 0.5
     assert data("eval", tiny, "--bundle", rated["bundle"], "--n", "12")["rate"] == 0.5
 
@@ -35,7 +36,8 @@ def test_run_and_eval(tiny: str, home: Path, data: Data) -> None:
 def test_cycle_keeps_the_contract(cycled: tuple[str, str], data: Data) -> None:
     workflow, home = cycled
     told = data("cycle", workflow, "--home", home)
-    assert set(told) == {"cycle", "state", "heldout", "lanes", "cost", "bundle"}
+    assert set(told) == {"cycle", "state", "heldout", "lanes", "cost", "bundle", *COUNTS}
+    assert set(told["drift"]) == {"clean", "realigned", "forked"} and told["partial_groups"] == 0
     assert set(told["heldout"]) == {"n", "champion", "challenger", "effect", "ci95", "p"}
     assert set(told["lanes"]) == {"instructions", "skills", "policy"}
     assert all(set(lane) == LANE for lane in told["lanes"].values())

@@ -8,8 +8,8 @@ import time
 import pytest
 from rollout_fixtures import attempt
 
-from agentloop.errors import BudgetReached, UsageError
-from agentloop.graphs.lent import LentModel, LimitReached, merge, with_system
+from agentloop.errors import BudgetReached, LimitReached, UsageError
+from agentloop.graphs.lent import LentModel, merge, with_system
 from agentloop.models.scripted import Scripted
 from agentloop.records import Completion, Limits, Message, Request, Sampling
 
@@ -136,7 +136,7 @@ def test_closing_cancels_what_is_in_flight_and_refuses_more() -> None:
             asyncio.to_thread(lent.complete_from_thread, Request(messages=(USER,)))
         )
         await asyncio.sleep(0.05)
-        lent.close()
+        await lent.close()
         with pytest.raises(BaseException) as caught:
             await thread
         assert "Cancelled" in type(caught.value).__name__

@@ -176,3 +176,116 @@ def test_replies_without_ids_are_recorded_as_text() -> None:
     assert all(node.token_ids == () and node.logprobs is None for node in trajectory.nodes)
     assert [node.sampled for node in trajectory.nodes] == [False, True, False, True]
     assert trajectory.drift == 0
+
+
+def counts(recorder: Recorder) -> tuple[int, int, int]:
+    made = recorder.trajectory()
+    return made.clean, made.realigned, made.drift
+
+
+SPACE = st.text(alphabet=" \n\t\r", max_size=3)
+KINDS = st.sampled_from(["same", "space", "words", "retokenised"])
+TURNS = st.lists(st.tuples(KINDS, SPACE, SPACE), min_size=1, max_size=6)
+
+
+@given(TURNS, st.integers(0, 10**6))
+def test_each_continuation_is_clean_realigned_or_forked(
+    turns: list[tuple[str, str, str]], seed: int
+) -> None:
+    """White space around a reply is put back with the sampled ids; other words, or other ids for
+    the same words, fork. What the engine read and sampled is kept exactly in every case."""
+    engine, recorder = Engine(seed), Recorder()
+    history = [Message(role="user", content="u")]
+    expected = [0, 0, 0]
+    read: list[tuple[int, ...]] = []
+    respelled = broken = False
+    first = call(recorder, engine, history)
+    read.append((first.prompt_ids or ()) + (first.completion_ids or ()))
+    last = plain(first.message)
+    for number, (kind, before, after) in enumerate(turns):
+        keep_ids = True
+        if kind == "space":
+            last = replace(last, content=f"{before}{last.content}{after}")
+            respelled = respelled or bool(before or after)
+        elif kind == "words":
+            last = replace(last, content=f"{last.content}!")
+        keep_ids = kind != "retokenised"
+        history += [last, Message(role="user", content=f"result {number}")]
+        reply = call(recorder, engine, history, keep_ids=keep_ids)
+        read.append((reply.prompt_ids or ()) + (reply.completion_ids or ()))
+        # A rewritten reply forks once: what follows continues the fork. One that was re-tokenised
+        # once is sent with its ids the next time, which no longer continues the re-tokenised one.
+        if kind == "words" or not keep_ids or broken:
+            expected[2] += 1
+        else:
+            expected[1 if respelled else 0] += 1
+        broken = not keep_ids
+        last = plain(reply.message)
+        if broken:
+            break
+    assert list(counts(recorder)) == expected
+    trajectory = recorder.trajectory()
+    leaves = [at for at, node in enumerate(trajectory.nodes) if node.sampled]
+    assert [ids(trajectory, leaf) for leaf in leaves] == read
+
+
+def test_a_stripped_reply_is_sent_as_it_was_sampled() -> None:
+    engine, recorder = Engine(0), Recorder()
+    history = [Message(role="user", content="u")]
+    first = call(recorder, engine, history)
+    stripped = replace(plain(first.message), content=f"  {first.message.content}\n")
+    history += [stripped, Message(role="user", content="more")]
+    second = call(recorder, engine, history)
+    assert counts(recorder) == (0, 1, 0)
+    before = (first.prompt_ids or ()) + (first.completion_ids or ())
+    assert (second.prompt_ids or ())[: len(before)] == before
+    assert recorder.trajectory().nodes[1].message.content == first.message.content
+
+
+def test_white_space_inside_a_reply_is_part_of_it() -> None:
+    recorder = Recorder()
+    for text, reply, ids in (("a", "x  y", (7,)), ("b", "x y", (8,))):
+        completion = Completion(
+            message=Message(role="assistant", content=reply), finish_reason="stop", usage=Usage(),
+            model="m", prompt_ids=(ord(text),), completion_ids=ids, logprobs=(0.0,),
+        )  # fmt: skip
+        recorder.add(Request(messages=(Message(role="user", content=text),)), completion)
+    prepared = recorder.prepare([Message(role="assistant", content=" x y ")])
+    assert prepared[0].token_ids == (8,)
+
+
+def test_a_new_conversation_and_a_second_sample_are_no_drift() -> None:
+    engine, recorder = Engine(0), Recorder()
+    example = [Message(role="user", content="q", name="example"),
+               Message(role="assistant", content="a", name="example")]  # fmt: skip
+    for text in ("one", "one", "two"):
+        call(recorder, engine, [*example, Message(role="user", content=text)])
+    assert counts(recorder) == (0, 0, 0)
+
+
+def test_a_rewritten_reply_is_a_fork_even_when_its_words_are_new() -> None:
+    engine, recorder = Engine(0), Recorder()
+    history = [Message(role="user", content="u")]
+    call(recorder, engine, history)
+    summary = Message(role="assistant", content="in short")
+    call(recorder, engine, [*history, summary, Message(role="user", content="go on")])
+    assert counts(recorder) == (0, 0, 1)
+
+
+def test_a_reply_with_a_new_system_text_is_a_fork() -> None:
+    engine, recorder = Engine(0), Recorder()
+    history = [Message(role="system", content="s"), Message(role="user", content="u")]
+    first = call(recorder, engine, history)
+    later = [Message(role="system", content="t"), history[1], plain(first.message), history[1]]
+    call(recorder, engine, later)
+    assert counts(recorder) == (0, 0, 1)
+
+
+def test_without_ids_nothing_is_counted() -> None:
+    recorder = Recorder()
+    reply = Message(role="assistant", content="r")
+    user = Message(role="user", content="u")
+    for messages in ((user,), (user, reply, user)):
+        completion = Completion(message=reply, finish_reason="stop", usage=Usage(), model="m")
+        recorder.add(Request(messages=messages), completion)
+    assert counts(recorder) == (0, 0, 0)

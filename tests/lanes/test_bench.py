@@ -121,7 +121,7 @@ def test_an_infrastructure_failure_is_unscored_and_tried_again(
                 assert bench.archive.episode(failed.id) is None
                 logged = [e for e in bench.archive.episodes() if e.failure is not None]
                 assert len(logged) == tries and all(one.score is None for one in logged)
-            bench.model = Scripted(answer)
+            bench.model = Scripted(["Answer: 8591"])  # it goes on after the step that ended
             [again] = await bench.attempt([failed.task], champion, EVAL)
             assert bench.model.calls == 1 and again.id == failed.id and again.success
 

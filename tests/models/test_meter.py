@@ -11,7 +11,7 @@ from agentloop.errors import BudgetReached, ModelError
 from agentloop.models.meter import FREE, Meter, Metered
 from agentloop.models.retry import Retrying
 from agentloop.models.scripted import Scripted
-from agentloop.records import Budget, Completion, Message, Request, Usage
+from agentloop.records import Budget, Completion, Message, Request, Sampling, Usage
 
 REQUEST = Request(messages=(Message(role="user", content="one two three"),))
 
@@ -24,7 +24,7 @@ def test_adds_up_in_all_and_per_policy_or_model() -> None:
     meter, inner = Meter(), Scripted(lambda request: "four five")
     ask(meter, inner)
     ask(meter, inner, replace(REQUEST, policy="adapter"))
-    assert meter.total == Usage(prompt_tokens=6, completion_tokens=4, calls=2)
+    assert meter.total == Usage(prompt_tokens=6, completion_tokens=4, calls=2, unpriced=2)
     assert {name: usage.tokens for name, usage in meter.by_model.items()} == {
         "scripted": 5, "adapter": 5,
     }  # fmt: skip
@@ -104,3 +104,72 @@ def test_a_cancelled_call_is_counted() -> None:
     with pytest.raises(TimeoutError):
         asyncio.run(scenario(meter))
     assert (meter.total.calls, meter.failed_calls) == (1, 1)
+
+
+class Echo:
+    """Takes a moment, and gives as many tokens as were asked for."""
+
+    def __init__(self) -> None:
+        self.running = self.most = self.calls = 0
+
+    async def complete(self, request: Request) -> Completion:
+        self.calls += 1
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await asyncio.sleep(0.002)
+        finally:
+            self.running -= 1
+        usage = Usage(prompt_tokens=4, completion_tokens=request.sampling.max_tokens, calls=1)
+        return Completion(
+            message=Message(role="assistant", content=""), finish_reason="length", usage=usage,
+            model="m",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "budget", [Budget(tokens=1000), Budget(usd=1000e-6)], ids=["tokens", "usd"]
+)
+def test_calls_in_flight_together_pass_no_limit(budget: Budget) -> None:
+    """64 at once, each of 54 tokens and at most 69: without what is set aside all would start."""
+    meter, inner = Meter(budget, {"*": (1.0, 1.0)}), Echo()
+    request = replace(REQUEST, sampling=Sampling(max_tokens=50))
+    model = Metered(inner, meter)
+
+    async def scenario() -> list[Completion | BaseException]:
+        calls = (model.complete(request) for _ in range(64))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    ended = asyncio.run(scenario())
+    assert {type(one) for one in ended} == {Completion, BudgetReached}
+    assert 900 < meter.total.tokens <= 1000 + 54  # only a call that is alone may pass it
+    assert inner.calls == meter.total.calls == sum(isinstance(o, Completion) for o in ended)
+    assert inner.most > 5  # they did run together
+
+
+def test_one_that_gives_up_waiting_takes_nothing_with_it() -> None:
+    meter, inner = Meter(Budget(tokens=400)), Echo()
+    request = replace(REQUEST, sampling=Sampling(max_tokens=200))
+
+    async def scenario() -> None:
+        calls = [asyncio.ensure_future(Metered(inner, meter).complete(request)) for _ in range(3)]
+        await asyncio.sleep(0)
+        calls[1].cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert (meter.total.calls, meter.failed_calls, inner.calls) == (2, 0, 2)
+
+
+def test_dollars_cannot_be_limited_without_a_price() -> None:
+    meter, inner = Meter(Budget(usd=1.0), {"big": (1.0, 1.0)}), Scripted(lambda request: "x")
+    ask(meter, inner)
+    with pytest.raises(BudgetReached, match="no known price; add `prices`"):
+        ask(meter, inner)
+    assert (inner.calls, meter.total.unpriced) == (1, 1)
+
+
+def test_a_run_taken_up_again_knows_what_it_has_spent() -> None:
+    meter = Meter(Budget(tokens=10), spent=Usage(prompt_tokens=10, calls=1))
+    with pytest.raises(BudgetReached, match="10 tokens"):
+        ask(meter, Scripted(["x"]))

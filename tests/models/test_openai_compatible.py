@@ -82,6 +82,12 @@ def test_a_body_over_the_cap_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         once(fake, model="m")
 
 
+def test_an_answer_of_many_chunks_is_put_together_in_order() -> None:
+    text = "".join(f"{number} " for number in range(200_000))
+    with FakeEndpoint(text) as fake:
+        assert once(fake, model="m").message.content == text
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_session_left_open_on_another_loop_is_not_used() -> None:
     with FakeEndpoint() as fake:

@@ -93,6 +93,19 @@ def test_null_content_parts_and_odd_usage() -> None:
     assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.calls) == (0, 0, 1)
 
 
+# --- what is sent --------------------------------------------------------------------------------
+
+
+@given(st.dictionaries(st.text(st.characters(codec=None)), JSON))
+def test_a_body_is_json_that_means_the_same(body: dict[str, object]) -> None:
+    assert repr(json.loads(wire.dump(body))) == repr(json.loads(json.dumps(body)))
+
+
+def test_text_that_is_not_unicode_is_sent_escaped() -> None:
+    request = Request(messages=(Message(role="tool", content="caf\udce9", tool_call_id="1"),))
+    assert b"caf\\udce9" in wire.dump(wire.encode(request, "m"))
+
+
 # --- Retry-After and statuses -------------------------------------------------------------------
 
 

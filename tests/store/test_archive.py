@@ -46,8 +46,10 @@ def archive(tmp_path: Path) -> Iterator[Archive]:
 
 def episode(name: str, prompt: str = "p", **more: object) -> Episode:
     task = Task(id=f"task-{name}", prompt=prompt, expected=[1, {"x": None}])
-    fields: dict[str, object] = {"bundle": "b", "purpose": "train", "run": "r", "seed": 1}
-    return Episode(id=f"ep-{name}", task=task, **(fields | more))  # type: ignore[arg-type]
+    fields: dict[str, object] = {
+        "bundle": "b", "purpose": "train", "run": "r", "seed": 1, "task": task,
+    }  # fmt: skip
+    return Episode(id=f"ep-{name}", **(fields | more))  # type: ignore[arg-type]
 
 
 FULL = episode(
@@ -90,6 +92,27 @@ def test_episodes_come_back_whole_with_the_latest_score(archive: Archive) -> Non
     assert [e.id for e in archive.episodes(Query(success=True, scope="w"))] == ["ep-full"]
     assert archive.episode("ep-a") == episode("a") and archive.episode("ep-no") is None
     assert archive.verify() == {"ok": True, "rows": 4, "problems": []}
+
+
+def test_the_newest_come_first_when_asked(archive: Archive) -> None:
+    made = [
+        episode(f"{n:03}", run=f"r{n % 2}", task=Task(id=f"t{n % 5}", prompt="p"))
+        for n in range(450)  # more than two pages
+    ]
+    asyncio.run(archive.add_episodes(made, scope="w"))
+    ids = [e.id for e in made]
+
+    def found(**given: object) -> list[str]:
+        return [e.id for e in archive.episodes(Query(**given))]  # type: ignore[arg-type]
+
+    assert found(newest=True) == ids[::-1] and found(newest=True, limit=3) == ids[:-4:-1]
+    assert found(newest=True, limit=250, run="r1") == ids[::-1][::2]
+    assert found(run="r1", task="t3") == ids[3::10] == found(task="t3", newest=True, run="r1")[::-1]
+    assert found(task="t3", since_seq=10, until=20, newest=True) == [ids[18], ids[13]]
+    chosen = archive.log.chosen(Query(kinds=("episode",), scope="w", run="r0"), ["ep-004", "ep-1"])
+    assert chosen == {"ep-004"}
+    assert archive.log.chosen(Query(kinds=("episode",), scope="v")) == set()
+    assert archive.log.chosen(Query(kinds=("episode",), scope="w")) == set(ids)
 
 
 def test_signals_append_when_they_change_and_only_then(archive: Archive) -> None:
@@ -226,6 +249,8 @@ def test_search_finds_what_was_just_added_and_filters(archive: Archive) -> None:
     assert archive.search("instruction", "a") == []
     with pytest.raises(UnknownName, match="did you mean `skill`"):
         archive.search("skil", "a")
+    with pytest.raises(UsageError, match="is empty; say what to look for"):
+        archive.search("skill", " ")
     assert archive.verify()["ok"]
 
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentloop.errors import StoreError
+from agentloop.errors import StoreError, UsageError
 from agentloop.records import Message, Node, Trajectory
-from agentloop.trajectories.branches import branches
+from agentloop.trajectories.branches import basis, branches, ratio_branches
 
 
 @st.composite
@@ -82,3 +82,34 @@ def test_logprobs_must_fit_the_tokens() -> None:
     node = Node(parent=None, message=message, token_ids=(1, 2), sampled=True, logprobs=(0.0,))
     with pytest.raises(StoreError, match="log-probs"):
         branches(Trajectory(nodes=(node,)))
+
+
+@given(trajectories())
+def test_only_trajectories_with_every_log_prob_are_for_ratios(trajectory: Trajectory) -> None:
+    sampled = [node for node in trajectory.nodes if node.sampled]
+    usable = bool(sampled) and all(node.logprobs is not None for node in sampled)
+    assert (basis(trajectory) == "ratio") == usable
+    if usable:
+        given_out = ratio_branches(trajectory)
+        assert [one.token_ids for one in given_out] == [
+            one.token_ids for one in branches(trajectory)
+        ]
+        assert all(len(one.logprobs) == len(one.mask) for one in given_out)
+    elif trajectory.nodes:
+        with pytest.raises(UsageError, match=r"token ids|log-probs"):
+            ratio_branches(trajectory)
+
+
+def test_a_reply_of_an_api_is_text_and_one_without_log_probs_tokens() -> None:
+    def reply(**given: object) -> Trajectory:
+        message = Message(role="assistant", content="x")
+        return Trajectory(nodes=(Node(parent=None, message=message, sampled=True, **given),))  # type: ignore[arg-type]
+
+    assert basis(reply()) == "text"
+    assert basis(reply(token_ids=(1, 2))) == "tokens"
+    assert basis(reply(token_ids=(1, 2), logprobs=(-0.1, -0.2))) == "ratio"
+    assert basis(Trajectory()) == "text"
+    with pytest.raises(UsageError, match="without token ids"):
+        ratio_branches(reply())
+    with pytest.raises(UsageError, match="without log-probs"):
+        ratio_branches(reply(token_ids=(1, 2)))

@@ -1,0 +1,52 @@
+"""An agent that is no graph, as a graph of one node: so every agent is run by the same runner.
+
+In: `drive`, which runs the agent of one rollout to its end with the model that is lent to it.
+Out: a compiled graph whose state holds the task and `answer`. Limits, deadlines, recording and
+typed failures are the runner's, the same as for any graph.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeAlias, TypedDict
+
+from langgraph.config import get_config
+from langgraph.graph import END, START, StateGraph
+from langgraph.runtime import Runtime
+
+from agentloop.graphs.context import RunContext, lent
+from agentloop.graphs.load import Graph
+from agentloop.graphs.plain_tools import PlainTools
+from agentloop.graphs.text import final_answer
+from agentloop.ports import Model
+
+Drive: TypeAlias = Callable[[str, str, Model], Awaitable[str]]
+"""(rollout's name, task, model) to the text that holds the answer."""
+
+
+class State(TypedDict, total=False):
+    """The task as the first message, and the answer once there is one."""
+
+    messages: Annotated[list[dict[str, Any]], operator.add]
+    answer: str
+
+
+def program_graph(drive: Drive) -> Graph:
+    """A graph for `Runner`. What `drive` raises is the rollout's failure."""
+
+    async def program(state: State, runtime: Runtime[RunContext]) -> State:
+        context = lent(runtime)
+        model: Model = context.model if context.native_tools else PlainTools(context.model)
+        rollout = get_config()["configurable"]["thread_id"]
+        return {
+            "answer": final_answer(await drive(rollout, state["messages"][0]["content"], model))
+        }
+
+    return (
+        StateGraph(State, context_schema=RunContext)
+        .add_node("program", program)
+        .add_edge(START, "program")
+        .add_edge("program", END)
+        .compile(name="program")
+    )

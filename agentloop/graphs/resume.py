@@ -1,0 +1,101 @@
+"""Continue a rollout where a killed process left it: its steps, and what was recorded of its calls.
+
+Goes in: a graph with a `DeltaSaver`, and the model that the rollout is lent. Comes out: whether to
+invoke the graph with nothing (go on) or with the task (start over). Decision: a step that several
+nodes were in is started over with the whole rollout, because calls are numbered in the order they
+come and nodes side by side have none; finished calls are answered by the journal either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+
+from agentloop.graphs.checkpoints import DeltaSaver
+from agentloop.graphs.lent import LentModel
+from agentloop.graphs.load import Graph
+from agentloop.records import Completion, Message, Request, Sampling
+from agentloop.trajectories.codec import from_json, to_json
+
+
+async def resume(graph: Graph, saver: DeltaSaver, config: RunnableConfig, lent: LentModel) -> bool:
+    """Whether the rollout that `config` names goes on; then `lent` knows its earlier calls. From
+    now on `lent` keeps its calls beside the steps."""
+    thread = config["configurable"]["thread_id"]
+    notes = Notes(saver, thread)
+    lent.on_call = notes.add
+    if saver.get_tuple(config) is None:
+        return False
+    state = await graph.aget_state(config)
+    if len(state.tasks) > 1 or not state.values:
+        saver.delete_thread(thread)
+        return False
+    lent.restore(notes.read())
+    return True
+
+
+class Notes:
+    """The calls of one rollout, each kept as what it adds to the one before it."""
+
+    def __init__(self, saver: DeltaSaver, thread: str) -> None:
+        self._saver, self._thread = saver, thread
+        self._messages: tuple[Message, ...] = ()
+        self._ids: tuple[int, ...] = ()
+        self._clean = True
+
+    def add(self, request: Request, completion: Completion) -> None:
+        """Keep a finished call. Once a secret was seen, no ids are: they spell it."""
+        messages = tuple(_bare(message) for message in request.messages)
+        new = messages[_common(self._messages, messages) :]
+        reply = replace(completion, prompt_ids=None, message=_bare(completion.message))
+        texts = [to_json(one) for one in (*new, reply.message)]
+        self._clean = self._clean and not self._saver.would_redact(texts)
+        prompt = completion.prompt_ids if self._clean else None
+        if not self._clean:
+            reply = replace(reply, completion_ids=None, logprobs=None, redacted=True)
+        shared = _common(self._ids, prompt or ())
+        self._saver.note(self._thread, {
+            "key": request.key, "policy": request.policy, "sampling": to_json(request.sampling),
+            "messages": [len(messages) - len(new), *texts[:-1]], "reply": to_json(reply),
+            "prompt": None if prompt is None else [shared, *prompt[shared:]],
+        })  # fmt: skip
+        self._know(messages, prompt, reply)
+
+    def read(self) -> list[tuple[Request, Completion]]:
+        """The calls of the finished steps."""
+        return [self._read(note) for note in self._saver.notes(self._thread)]
+
+    def _read(self, note: Any) -> tuple[Request, Completion]:
+        kept, *new = note["messages"]
+        messages = (*self._messages[:kept], *(from_json(Message, one) for one in new))
+        prompt = note["prompt"]
+        ids = None if prompt is None else (*self._ids[: prompt[0]], *prompt[1:])
+        reply = from_json(Completion, note["reply"])
+        self._know(messages, ids, reply)
+        self._clean = self._clean and not reply.redacted
+        sampling = from_json(Sampling, note["sampling"])
+        request = Request(
+            messages=messages, sampling=sampling, policy=note["policy"], key=note["key"]
+        )
+        return request, replace(reply, prompt_ids=ids)
+
+    def _know(
+        self, messages: tuple[Message, ...], prompt: tuple[int, ...] | None, reply: Completion
+    ) -> None:
+        self._messages = (*messages, reply.message)
+        self._ids = (*(prompt or ()), *(reply.completion_ids or ()))
+
+
+def _bare(message: Message) -> Message:
+    return message if message.token_ids is None else replace(message, token_ids=None)
+
+
+def _common(old: Sequence[object], new: Sequence[object]) -> int:
+    """The length of what both begin with."""
+    if new[: len(old)] == old:
+        return len(old)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))

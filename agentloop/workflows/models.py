@@ -1,0 +1,127 @@
+"""A workflow's model from its transport: retries, rate, budget, cache, fallbacks and the journal.
+
+Goes in: the workflow, what its `model` means and a connected transport. Comes out: the model that
+rollouts are lent. Decision: a model that is sampled for training has no fallbacks and no cache,
+since a row must come from the policy that it names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from agentloop.errors import UsageError
+from agentloop.models.cache import Cached
+from agentloop.models.chain import chain
+from agentloop.models.connect import ModelSpec, connect, parse
+from agentloop.models.fallback import Fallbacks
+from agentloop.models.journal import Journaled
+from agentloop.models.limits import Rate
+from agentloop.models.meter import FREE, Meter
+from agentloop.ports import Model
+from agentloop.records import Completion
+from agentloop.store.archive import Archive
+from agentloop.workflows.schema import Workflow
+
+CACHE_SCOPE = "cache"
+
+
+@dataclass(frozen=True)
+class ScopedJournal:
+    """The archive's journal under one scope: a run's, so that a resumed run knows what it has
+    spent, or the response cache's, which is no run's cost."""
+
+    archive: Archive
+    scope: str
+
+    def call(self, key: str) -> Completion | None:
+        """The reply recorded under `key`."""
+        return self.archive.call(key)
+
+    async def add_call(self, key: str, completion: Completion) -> None:
+        """Record a reply; durable when this returns."""
+        await self.archive.add_call(key, completion, scope=self.scope)
+
+
+def check_calls(
+    workflow: Workflow, model: ModelSpec, environ: Mapping[str, str] = os.environ
+) -> None:
+    """Raises `UsageError` when fallbacks, cache, prices and budget do not fit the model."""
+    if model.kind == "scripted":  # a rehearsal calls nobody
+        return
+    specs = [model, *(_fallback(name, model, environ) for name in workflow.fallbacks)]
+    twice = next((spec for spec in specs if specs.count(spec) > 1), None)
+    if twice is not None:
+        raise UsageError(f"`{twice.model}` stands twice in `fallbacks`; name each model once")
+    if workflow.cache and not model.local:
+        for spec in specs:
+            if not spec.model:
+                raise UsageError(
+                    "`cache: true` needs a model with a name, or another one's replies could be "
+                    f"given out; write `model: {spec.base_url}#NAME`"
+                )
+    if workflow.budget.usd is None or workflow.budget.tokens is not None or model.local:
+        return  # tokens end a run whose dollars are not known
+    meter = Meter(prices=prices(workflow, model))
+    for spec in specs:
+        known = not spec.model or spec.kind == "litellm"  # the reply will tell
+        if not known and meter.estimate(1, 1, 1, model=spec.model) is None:
+            raise UsageError(
+                f"`budget.usd` cannot be kept without the price of `{spec.model}`; add "
+                f"`prices: {{{spec.model}: {{prompt: X, completion: Y}}}}` (dollars per million "
+                "tokens), or limit `budget.tokens` as well"
+            )
+
+
+def lend_model(
+    workflow: Workflow, spec: ModelSpec, transport: Model, *, meter: Meter, journal: ScopedJournal,
+    stack: AsyncExitStack,
+) -> Model:  # fmt: skip
+    """The whole chain (see `agentloop.models`). Transports of fallbacks are closed by `stack`."""
+    model = _one(workflow, spec, transport, meter, journal.archive)
+    if workflow.fallbacks and not spec.local:
+        models = [("", model)]
+        for name in workflow.fallbacks:
+            other = parse(name)
+            connection = connect(other)
+            stack.push_async_callback(connection.close)
+            models.append((name, _one(workflow, other, connection, meter, journal.archive)))
+        model = Fallbacks(models)
+    return Journaled(model, journal)
+
+
+def prices(workflow: Workflow, spec: ModelSpec) -> Mapping[str, tuple[float, float]]:
+    """Dollars per million prompt and completion tokens; a local model is free."""
+    if spec.local:
+        return FREE
+    return {name: (price.prompt, price.completion) for name, price in workflow.prices.items()}
+
+
+def _one(
+    workflow: Workflow, spec: ModelSpec, transport: Model, meter: Meter, archive: Archive
+) -> Model:
+    model = chain(
+        transport, meter, model=spec.model, rate=Rate(**workflow.rate.model_dump()),
+        attempts=workflow.retries.attempts, deadline=workflow.retries.deadline,
+    )  # fmt: skip
+    if not workflow.cache or spec.local:
+        return model
+    identity = f"{spec.kind} {spec.base_url} {spec.model}"
+    return Cached(model, ScopedJournal(archive, CACHE_SCOPE), identity=identity)
+
+
+def _fallback(name: str, model: ModelSpec, environ: Mapping[str, str]) -> ModelSpec:
+    if model.served:
+        raise UsageError(
+            f"`fallbacks` cannot stand behind the local model `{model.kind}`: its replies are "
+            "trained on, and another model's would be mixed in; remove them or use an API model"
+        )
+    spec = parse(name, environ)
+    if spec.local:
+        raise UsageError(f"`{name}` cannot be a fallback: it is local; name an API model")
+    return spec
+
+
+__all__ = ["ScopedJournal", "check_calls", "lend_model", "prices"]
