@@ -11,8 +11,9 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from agentloop.errors import MissingDependency, UnknownName, UsageError
 
@@ -39,6 +40,15 @@ def resolve(reference: str, base: Path | None = None) -> object:
         raise UnknownName(f"name in `{module_name}`", name, public) from None
 
 
+class _Source(SourceFileLoader):
+    """Compiles what is in the file now. The usual cache goes by size and second of change, and
+    misses an edit that keeps both."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The code of the file as it is."""
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def load_file(path: Path) -> ModuleType:
     """Import a Python file under a private name, once per path and content."""
     path = path.resolve()
@@ -48,7 +58,7 @@ def load_file(path: Path) -> ModuleType:
     name = f"_agentloop_ref_{path.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Source(name, str(path)))
     if spec is None or spec.loader is None:
         raise UsageError(f"`{path}` is not a Python file")
     module = importlib.util.module_from_spec(spec)
