@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export LANGGRAPH_CLI_NO_ANALYTICS = 1
 
-.PHONY: demo test venv check test-integration peers vllm clean
+.PHONY: demo test venv check test-integration test-slow peers vllm node clean
 
 demo: venv
 	$(BIN)/python -m agentloop.cli.demo
@@ -16,7 +16,11 @@ test: venv
 	$(BIN)/python -m pytest
 
 test-integration: $(VENV)/.api
-	$(BIN)/python -m pytest -m integration --timeout 600
+	$(BIN)/python -m pytest -m "integration and not slow" --timeout 600
+
+# The same with more seeds, kills and cuts.
+test-slow: $(VENV)/.api
+	$(BIN)/python -m pytest -m slow --timeout 1800
 
 check: venv
 	$(BIN)/ruff check .
@@ -47,6 +51,13 @@ $(VENV)/.api: $(VENV)/.installed
 vllm:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; run make with PYTHON=python3.12"; exit 2; }
 	@$(PYTHON) agentloop/serving/vllm_setup.py .venv-vllm --constraints constraints-vllm.txt
+
+# OpenAI's client for Node, which one test runs.
+node: tests/gateway/agents/node_modules/.package-lock.json
+
+tests/gateway/agents/node_modules/.package-lock.json: tests/gateway/agents/package-lock.json
+	npm ci --prefix tests/gateway/agents --no-audit --no-fund --ignore-scripts
+	@touch $@
 
 peers: venv
 	$(BIN)/python -m benchmarks.peers

@@ -10,7 +10,7 @@
     ├── ModelError               exit 1   an endpoint; carries `reason` and `retryable`
     ├── ToolError                exit 1   a tool refused its arguments or failed
     ├── SandboxError             exit 1   the sandbox itself, never the code inside it
-    ├── GraderError          exit 1   a grader raised or gave no valid score; never a silent 0
+    ├── GraderError              exit 1   a grader raised or gave no valid score; never a silent 0
     ├── TrainingError            exit 1   a trainer process ended without a result
     └── ServerError              exit 1   a model server did not start or died
 
@@ -94,10 +94,11 @@ class ModelError(AgentLoopError):
         reason: str = "model_error",
         retryable: bool = False,
         retry_after: float | None = None,
+        calls: int = 1,
     ) -> None:
         super().__init__(message)
         self.reason, self.retryable, self.retry_after = reason, retryable, retry_after
-        self.calls = 1
+        self.calls = calls
 
 
 class ToolError(AgentLoopError):

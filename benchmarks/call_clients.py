@@ -12,8 +12,9 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,31 +33,34 @@ BODY: dict[str, Any] = {
     "model": "mock", "messages": MESSAGES, "tools": [TOOL],
     "temperature": 0.7, "top_p": 1.0, "max_tokens": 256,
 }  # fmt: skip
+WITH_IDS = {**BODY, "logprobs": True, "return_token_ids": True}
 Call = Callable[[], Awaitable[object]]
 Client = Callable[[str], AbstractAsyncContextManager[Call]]
 
 
 @asynccontextmanager
-async def agentloop(base_url: str) -> Any:
-    """The transport of rollouts, token ids and log-probs kept where the reply has them."""
+async def agentloop(base_url: str, *, ids: bool = False) -> Any:
+    """The transport of rollouts; with `ids`, token ids and log-probs are asked for and kept."""
     from agentloop.models.openai_compatible import OpenAICompatible
     from agentloop.records import Message, Request, Sampling, ToolSpec
 
-    model = OpenAICompatible(base_url, "key", model="mock", extensions=True)
+    model = OpenAICompatible(base_url, "key", model="mock", extensions=ids)
     system, user = (str(message["content"]) for message in MESSAGES)
     tool = ToolSpec(name="calculator", description="Works out a sum.", parameters=PARAMETERS)
 
     async def call() -> object:
         messages = (Message(role="system", content=system), Message(role="user", content=user))
         sampling = Sampling(temperature=0.7, max_tokens=256)
-        return await model.complete(Request(messages=messages, tools=(tool,), sampling=sampling))
+        done = await model.complete(Request(messages=messages, tools=(tool,), sampling=sampling))
+        assert (done.completion_ids is not None) is ids
+        return done
 
     yield call
     await model.close()
 
 
 @asynccontextmanager
-async def bare(base_url: str) -> Any:
+async def bare(base_url: str, body: Mapping[str, Any] = BODY) -> Any:
     """The same request by `aiohttp` alone: a total deadline, the reply read and parsed."""
     import aiohttp
 
@@ -67,7 +71,7 @@ async def bare(base_url: str) -> Any:
     ) as session:
 
         async def call() -> object:
-            async with session.post(f"{base_url}/chat/completions", json=BODY) as response:
+            async with session.post(f"{base_url}/chat/completions", json=body) as response:
                 response.raise_for_status()
                 return await response.json()
 
@@ -110,8 +114,9 @@ async def raw_socket(base_url: str) -> Any:
 
 
 CLIENTS: dict[str, Client] = {
-    "agentloop": agentloop, "aiohttp": bare, "openai": openai, "litellm": litellm,
-    "raw socket": raw_socket,
+    "agentloop": agentloop, "agentloop with ids": partial(agentloop, ids=True),
+    "aiohttp": bare, "aiohttp with ids": partial(bare, body=WITH_IDS),
+    "openai": openai, "litellm": litellm, "raw socket": raw_socket,
 }  # fmt: skip
 
 
@@ -151,7 +156,8 @@ def main() -> None:
     levels = [int(level) for level in given.in_flight.split(",")]
     run = measure(CLIENTS[given.client], given.base_url, given.calls, levels)
     found = asyncio.run(run)
-    version = versions([given.client])[given.client] if given.client != "raw socket" else ""
+    package = given.client.removesuffix(" with ids")
+    version = versions([package])[package] if package != "raw socket" else ""
     print(json.dumps({"version": version, **found}))
 
 

@@ -1,7 +1,9 @@
 """CPU per LLM call: the rollouts' transport beside the `openai` SDK, litellm and bare `aiohttp`.
 
 All send the same request to the same mock on the other core, each in a process of its own, in
-turns. The bound is physical: what the kernel takes to carry the bytes over one blocking socket.
+turns; ours and bare `aiohttp` a second time with the token ids and log-probs that the others do
+not ask for. The bound is physical: what the kernel takes to carry the bytes over one blocking
+socket.
 """
 
 from __future__ import annotations
@@ -11,21 +13,20 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from benchmarks.harness import Check, Result, alternate, main, median, medians, mock_server
-from benchmarks.peers import python_of
+from benchmarks.harness import Check, Result, Runs, alternate, main, medians, mock_server, ratio
+from benchmarks.peers import ABSENT, python_of
 
 LEVELS, QUICK_LEVELS = (1, 16, 64, 256), (1, 16)
 CALLS = {"openai": 240, "openai 3": 240, "litellm": 120}
 """Per level; 1,000 for the others. Four times fewer with `--quick`."""
 IDS = 64
-Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def variants(base_url: str, with_ids: str, quick: bool) -> tuple[dict[str, list[str]], list[str]]:
-    """(command by name, names that are not installed)."""
+def variants(base_url: str, quick: bool) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """(command by name, why another is left out by name)."""
     levels = ",".join(str(level) for level in (QUICK_LEVELS if quick else LEVELS))
     found: dict[str, list[str]] = {}
-    absent = []
+    absent: dict[str, str] = {}
     for name in ("agentloop", "aiohttp", "agentloop with ids", "aiohttp with ids", "openai",
                  "openai 3", "litellm", "raw socket"):  # fmt: skip
         python: object = sys.executable
@@ -34,17 +35,17 @@ def variants(base_url: str, with_ids: str, quick: bool) -> tuple[dict[str, list[
         elif name in ("openai", "litellm") and find_spec(name) is None:
             python = None
         if python is None:
-            absent.append(name)
+            here = "not installed; see `api` among the extras in pyproject.toml"
+            absent[name] = ABSENT if name == "openai 3" else here
             continue
-        client = "openai" if name == "openai 3" else name.removesuffix(" with ids")
-        url = with_ids if name.endswith(" with ids") else base_url
+        client = "openai" if name == "openai 3" else name
         calls = str(CALLS.get(name, 1000) // (4 if quick else 1))
-        command = [str(python), "-m", "benchmarks.call_clients", client, url, calls]
+        command = [str(python), "-m", "benchmarks.call_clients", client, base_url, calls]
         found[name] = [*command, "1" if name == "raw socket" else levels]
     return found, absent
 
 
-def rows(runs: Runs, absent: Sequence[str]) -> list[dict[str, Any]]:
+def rows(runs: Runs, absent: Mapping[str, str]) -> list[dict[str, Any]]:
     """One row a client and level."""
     table: list[dict[str, Any]] = []
     for name, of_name in runs.items():
@@ -56,36 +57,31 @@ def rows(runs: Runs, absent: Sequence[str]) -> list[dict[str, Any]]:
                      "cpu_us_per_call": found[f"cpu_us_{level}"],
                      "wall_us_per_call": found[f"wall_us_{level}"]}
                 )  # fmt: skip
-    return table + [{"who": name, "skipped": "not installed; see `make peers`"} for name in absent]
+    return table + [{"who": name, "skipped": reason} for name, reason in absent.items()]
 
 
 def checks(runs: Runs, levels: Sequence[int]) -> list[Check]:
     """Each peer's CPU over ours and ours over bare `aiohttp`'s, by the runs of one round."""
-
-    def ratio(above: str, below: str, level: int) -> float:
-        key = f"cpu_us_{level}"
-        pairs = zip(runs[above], runs[below], strict=True)
-        return median([one[key] / other[key] for one, other in pairs])
-
     found = []
     for level in levels:
+        cpu = f"cpu_us_{level}"
         for peer in ("openai", "openai 3", "litellm"):
             if peer in runs:
                 target = 12.0 if peer == "litellm" else 3.0 if level == 1 else 5.0
                 name = f"{peer} / agentloop, {level} in flight"
-                found.append(Check(name, ratio(peer, "agentloop", level), target))
+                found.append(Check(name, ratio(runs, peer, "agentloop", cpu), target))
         for kind in ("", " with ids"):
             name = f"agentloop{kind} / aiohttp{kind}, {level} in flight"
-            value = ratio(f"agentloop{kind}", f"aiohttp{kind}", level)
+            value = ratio(runs, f"agentloop{kind}", f"aiohttp{kind}", cpu)
             found.append(Check(name, value, 2.0, at_most=True))
-    bound = ratio("agentloop", "raw socket", 1)
+    bound = ratio(runs, "agentloop", "raw socket", "cpu_us_1")
     return [*found, Check("agentloop / raw socket, 1 in flight", bound, 20.0, at_most=True)]
 
 
 def measure(quick: bool) -> Result:
-    """Run all in turns against two mocks: one that gives token ids, one that does not."""
-    with mock_server() as plain, mock_server(ids=IDS) as with_ids:
-        commands, absent = variants(plain, with_ids, quick)
+    """Run all in turns against one mock, which gives token ids to those that ask."""
+    with mock_server(ids=IDS) as base_url:
+        commands, absent = variants(base_url, quick)
         runs = alternate(commands, 3 if quick else 5)
     levels = QUICK_LEVELS if quick else LEVELS
     return Result(rows(runs, absent), checks(runs, levels), ("aiohttp", "openai", "litellm"))

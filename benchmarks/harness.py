@@ -2,7 +2,7 @@
 and variants run alternately, each as a process of its own.
 
 Goes in: a function that gives rows and checks. Comes out: one JSON object `{"name", "machine",
-"versions", "rows", "checks"}`, or a table for a person. Nothing here judges a machine that is busy:
+"versions", "rows", "checks"}`, indented for a person. Nothing here judges a machine that is busy:
 the load is printed beside the figures.
 """
 
@@ -13,12 +13,13 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def main(name: str, measure: Callable[[bool], Result]) -> None:
     parser.add_argument("--quick", action="store_true", help="end within 60 s")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that variants are ended as well
     result = measure(given.quick)
     document = {
         "name": name, "machine": machine(), "versions": versions(result.packages),
@@ -139,7 +141,8 @@ def alternate(
     """Run each command on the client's core, one after the other, `repeats` times around.
 
     A command prints one JSON object as its last line (see `spent`); gives these by variant.
-    Raises `RuntimeError` with what it wrote to stderr for a command that fails.
+    Raises `RuntimeError` with what it wrote to stderr for a command that fails or takes longer than
+    `timeout` seconds; nothing that it started is left.
     """
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for _ in range(repeats):
@@ -153,12 +156,20 @@ def _run(name: str, command: Sequence[str], timeout: float) -> dict[str, Any]:
         if sys.platform == "linux":
             os.sched_setaffinity(0, {cores()[1]})
 
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=timeout, preexec_fn=pin
-    )
-    if done.returncode:
-        raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=pin,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            said, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"{name} took longer than {timeout:g} s") from error
+        finally:
+            with suppress(ProcessLookupError):  # its group, whose leader it is
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        raise RuntimeError(f"{name} ended with {process.returncode}: {errors[-2000:]}")
+    result: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
     return result
 
 
@@ -177,6 +188,17 @@ def spent() -> Iterator[Spent]:
     wall, cpu = time.perf_counter(), time.process_time()
     yield took
     took.cpu, took.wall = time.process_time() - cpu, time.perf_counter() - wall
+
+
+Runs = Mapping[str, Sequence[Mapping[str, Any]]]
+"""What `alternate` gives."""
+
+
+def ratio(runs: Runs, above: str, below: str, key: str) -> float:
+    """The median over the rounds of one variant's figure over another's of the same round, so that
+    a machine that is slower for a while is slower for both."""
+    pairs = zip(runs[above], runs[below], strict=True)
+    return median([one[key] / other[key] for one, other in pairs])
 
 
 def medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:

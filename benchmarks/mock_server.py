@@ -2,9 +2,12 @@
 
 In: `POST /v1/chat/completions`. Out: a reply made beforehand, after `--latency-ms`. With `--turns`
 it plays an agent's model: it counts the assistant messages in the request and calls `--tool` until
-the last turn, which is text. With `--ids` each reply carries so many token ids and log-probs, as
-vLLM gives them, and the turns of a conversation continue each other exactly. `GET /count` says how
-many completions were answered and how much CPU that took. It ends with its parent process.
+the last turn, which is text. With `--ids` a reply carries so many token ids and log-probs when the
+request asks for them (`return_token_ids`), as vLLM gives them, and the turns of a conversation
+continue each other exactly. `POST /inference/v1/generate`, vLLM's ids in and ids out, answers with
+what `PUT /sampled` (`{"marker": id, "replies": [ids, ...]}`) set: as many replies on as `marker`
+stands in the prompt, since only the caller knows its tokenizer. `GET /count` says how many
+completions were answered and how much CPU that took. It ends with its parent process.
 """
 
 from __future__ import annotations
@@ -28,16 +31,38 @@ class Replies:
 
     def __init__(self, *, turns: int, tool: str, arguments: str, ids: int) -> None:
         self.turns, self.tool, self.arguments, self.ids = turns, tool, arguments, ids
-        self._made: dict[int, bytes] = {}
+        self._made: dict[tuple[int, bool], bytes] = {}
+        self._marker = -1
+        self._sampled: list[bytes] = []
 
-    def after(self, assistant_turns: int) -> bytes:
-        """The response to a request that holds so many assistant messages."""
-        made = self._made.get(assistant_turns)
+    def to(self, request: bytes) -> bytes:
+        """The response to the body of a chat request."""
+        turn = request.count(b'"role":"assistant"') + request.count(b'"role": "assistant"')
+        asked = turn, b'"return_token_ids"' in request
+        made = self._made.get(asked)
         if made is None:
-            made = self._made[assistant_turns] = response(self._body(assistant_turns))
+            made = self._made[asked] = response(self._body(*asked))
         return made
 
-    def _body(self, turn: int) -> dict[str, Any]:
+    def sample(self, given: bytes) -> bytes:
+        """Take note of what to answer to prompts of token ids."""
+        said = json.loads(given)
+        self._marker, replies = int(said["marker"]), said["replies"]
+        self._sampled = [
+            response({
+                "request_id": f"generate-{turn:08d}", "prompt_logprobs": None,
+                "choices": [{"index": 0, "token_ids": ids, "logprobs": logprobs(ids),
+                             "finish_reason": "stop"}],
+            })
+            for turn, ids in enumerate(replies)
+        ]  # fmt: skip
+        return response({"replies": len(replies)})
+
+    def sampled_after(self, request: bytes) -> bytes:
+        """The response to a prompt of token ids."""
+        return self._sampled[json.loads(request)["token_ids"].count(self._marker)]
+
+    def _body(self, turn: int, with_ids: bool) -> dict[str, Any]:
         begin = PROMPT + turn * (self.ids + TOOL_RESULT)
         completion = self.ids or 24
         choice: dict[str, Any] = {"index": 0, **self._message(turn), "logprobs": None}
@@ -53,17 +78,10 @@ class Replies:
                 "total_tokens": begin + completion,
             },
         }
-        if self.ids:
+        if self.ids and with_ids:
             sampled = [token(at) for at in range(begin, begin + self.ids)]
             body["prompt_token_ids"] = [token(at) for at in range(begin)]
-            choice["token_ids"] = sampled
-            choice["logprobs"] = {
-                "content": [
-                    {"token": f"token_id:{one}", "logprob": -one / 50_000, "bytes": None,
-                     "top_logprobs": []}
-                    for one in sampled
-                ]
-            }  # fmt: skip
+            choice["token_ids"], choice["logprobs"] = sampled, logprobs(sampled)
         return body
 
     def _message(self, turn: int) -> dict[str, Any]:
@@ -82,6 +100,17 @@ class Replies:
 def token(at: int) -> int:
     """The id at one place of the only conversation there is."""
     return (at * 7919 + 104_729) % 50_000
+
+
+def logprobs(ids: list[int]) -> dict[str, Any]:
+    """As vLLM writes them where tokens are named by their ids."""
+    return {
+        "content": [
+            {"token": f"token_id:{one}", "logprob": -one / 50_000, "bytes": None,
+             "top_logprobs": []}
+            for one in ids
+        ]
+    }  # fmt: skip
 
 
 def response(body: dict[str, Any]) -> bytes:
@@ -119,8 +148,12 @@ class Connection(asyncio.Protocol):
         path = head.split(b" ", 2)[1]
         if path.endswith(b"/chat/completions"):
             self.server.calls += 1
-            turns = body.count(b'"role":"assistant"') + body.count(b'"role": "assistant"')
-            self._later(self.server.latency, self.server.replies.after(turns))
+            self._later(self.server.latency, self.server.replies.to(body))
+        elif path.endswith(b"/inference/v1/generate"):
+            self.server.calls += 1
+            self._later(self.server.latency, self.server.replies.sampled_after(body))
+        elif path.endswith(b"/sampled"):
+            self._later(0.0, self.server.replies.sample(body))
         elif path.endswith(b"/models"):
             self._later(0.0, response({"object": "list", "data": [{"id": "mock"}]}))
         else:

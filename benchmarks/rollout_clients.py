@@ -2,9 +2,10 @@
 
 Goes in: the base URL of a mock that plays a model of six turns, five of them with a tool call.
 Comes out: one line of JSON with CPU milliseconds per rollout and rollouts per second. Both sides
-run the shipped agent (`graphs/react.py`) with the same tool: `agentloop` as a workflow does, with
-the whole chain around the model, every call and every episode durable in a log before it counts;
-`bare` is the compiled graph alone, with a call that sends and parses the least it can.
+run the shipped agent (`graphs/react.py`) with the same tool: `agentloop` with the whole chain of a
+workflow around the model, every call and every episode durable in a log before it counts;
+`bare` is the compiled graph alone, with a call that sends and parses the least it can of the same
+replies; `bare without ids` does not ask for their token ids and so gets shorter ones.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +54,8 @@ def prompt(number: int) -> str:
 class BareModel:
     """Sends the conversation, gives back the reply: what any caller must do."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self.session, self.url = session, f"{url}/chat/completions"
+    def __init__(self, session: aiohttp.ClientSession, url: str, asked: dict[str, Any]) -> None:
+        self.session, self.url, self.asked = session, f"{url}/chat/completions", asked
 
     async def complete(self, request: Request) -> Completion:
         """One reply, without its token ids."""
@@ -64,6 +66,7 @@ class BareModel:
                 {"type": "function", "function": {"name": one.name, "parameters": one.parameters}}
                 for one in request.tools
             ],
+            **self.asked,
         }
         async with self.session.post(self.url, json=body) as response:
             choice = (await response.json())["choices"][0]
@@ -73,13 +76,14 @@ class BareModel:
         )  # fmt: skip
 
 
-async def bare(graph: Graph, url: str, rollouts: int, in_flight: int) -> None:
+async def bare(graph: Graph, url: str, rollouts: int, in_flight: int, *, ids: bool = True) -> None:
     """The compiled graph, so many at a time; nothing is kept but the answer."""
+    asked = {"logprobs": True, "return_token_ids": True} if ids else {}
     waiting = iter(range(rollouts))
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         context = RunContext(
-            model=BareModel(session, url),  # type: ignore[arg-type]
+            model=BareModel(session, url, asked),  # type: ignore[arg-type]
             tools={"calculator": calculator}, limits=LIMITS, native_tools=True,
         )  # fmt: skip
 
@@ -96,8 +100,9 @@ async def bare(graph: Graph, url: str, rollouts: int, in_flight: int) -> None:
 
 
 async def agentloop(graph: Graph, url: str, rollouts: int, in_flight: int) -> None:
-    """As `lanes/bench.py` does it: each call journaled, episodes logged in groups. What it gave is
-    checked when it is the warm-up."""
+    """The model chain, journal, runner and log of `lanes/bench.py`: each call is durable before its
+    reply is used, episodes are logged in groups while further rollouts run (the bench waits for
+    each group, to score it). What it gave is checked when it is the warm-up."""
     transport = OpenAICompatible(url, model="mock", extensions=True)
     with tempfile.TemporaryDirectory() as folder, Archive(Path(folder)) as archive:
         model = Journaled(chain(transport, Meter(prices=FREE)), ScopedJournal(archive, "run"))
@@ -143,7 +148,7 @@ def main() -> None:
     root = Path(__file__).resolve().parents[1]
     graph = load_graph("react", [root], root)
     sides: dict[str, Callable[[Graph, str, int, int], Awaitable[None]]] = {
-        "bare": bare, "agentloop": agentloop,
+        "bare": bare, "bare without ids": partial(bare, ids=False), "agentloop": agentloop,
     }  # fmt: skip
 
     async def measured() -> dict[str, float]:

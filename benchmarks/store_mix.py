@@ -22,6 +22,8 @@ WRITERS, READERS = 4, 2
 PACE = 0.05
 """Seconds between the appends of one writer."""
 GIVE_UP = 20.0
+STARTED = 60.0
+"""Seconds that all may take to open the home; one that fails to ends the others."""
 
 
 def _text(name: str) -> str:
@@ -32,7 +34,7 @@ def _text(name: str) -> str:
 def _write(home: Path, number: int, seconds: float, sent: Any, begin: Any) -> None:
     errors, count, mark = [], 0, f"{os.getpid()}-{time.time_ns()}"
     with Archive(home) as archive:
-        begin.wait()
+        begin.wait(STARTED)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             name = f"mix-{mark}-{number}-{count}"
@@ -55,7 +57,7 @@ def _search(home: Path, sent: Any, found: Any, begin: Any) -> None:
     times, missing, writing = [], 0, WRITERS // READERS
     with Archive(home) as archive:
         archive.search("episode", "anything", 3)
-        begin.wait()
+        begin.wait(STARTED)
         while writing:
             name, at = sent.get(timeout=GIVE_UP)
             if name is None:
@@ -86,10 +88,14 @@ def mix(home: Path, seconds: float) -> dict[str, Any]:
     begin, found = spawn.Barrier(WRITERS + READERS), spawn.Queue()
     queues = [spawn.Queue() for _ in range(READERS)]
     workers = [
-        spawn.Process(target=_write, args=(home, n, seconds, queues[n % READERS], begin))
+        spawn.Process(
+            target=_write, args=(home, n, seconds, queues[n % READERS], begin), daemon=True
+        )
         for n in range(WRITERS)
     ]
-    workers += [spawn.Process(target=_search, args=(home, q, found, begin)) for q in queues]
+    workers += [
+        spawn.Process(target=_search, args=(home, q, found, begin), daemon=True) for q in queues
+    ]
     for worker in workers:
         worker.start()
     results = [found.get(timeout=seconds + 300) for _ in range(READERS)]

@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _continue(arguments: list[str]) -> str:
-    return "; continue the cycle with --resume" if arguments[:1] == ["cycle"] else ""
+    return "; continue with --resume" if arguments[:1] in (["cycle"], ["run"], ["eval"]) else ""
 
 
 def _fail(text: str, code: int) -> int:

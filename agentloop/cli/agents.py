@@ -11,6 +11,7 @@ import typer
 
 from agentloop.cli import options as opt
 from agentloop.cli import show
+from agentloop.cli.plan import print_cycle_plan, print_run_plan
 from agentloop.errors import UsageError
 from agentloop.trajectories.summary import summarise
 
@@ -19,14 +20,17 @@ def run(
     workflow: opt.Workflow, n: opt.Number = 8, seed: opt.Seed = 0, model: opt.ModelName = None,
     tasks: opt.TasksSpec = None, home: opt.Home = None, workspace: opt.Space = None,
     as_json: opt.AsJson = False, dry_run: opt.DryRun = False, settings: opt.Settings = None,
+    resume: opt.Resume = False,
 ) -> int:  # fmt: skip
     """Run the champion bundle on N tasks and log every trajectory."""
     from agentloop.cli.session import Session
 
     session = Session.open(workflow, home, workspace, model, tasks, seed, settings, as_json)
     if dry_run:
-        return session.print_plan(calls=n * session.loaded.spec.limits.turns, rollouts=n)
-    episodes, usage = asyncio.run(session.rollouts(n, purpose="serve", split="train"))
+        return print_run_plan(session, n)
+    episodes, usage = asyncio.run(
+        session.rollouts(n, purpose="serve", split="train", resume=resume)
+    )
     reasons = Counter(
         e.failure.reason if e.failure else "wrong_answer" for e in episodes if not e.success
     )
@@ -74,14 +78,17 @@ def evaluate(
     n: opt.Number = 64, seed: opt.Seed = 0, model: opt.ModelName = None,
     tasks: opt.TasksSpec = None, home: opt.Home = None, workspace: opt.Space = None,
     as_json: opt.AsJson = False, dry_run: opt.DryRun = False, settings: opt.Settings = None,
+    resume: opt.Resume = False,
 ) -> int:  # fmt: skip
     """Measure a bundle on N held-out tasks, greedily."""
     from agentloop.cli.session import Session
 
     session = Session.open(workflow, home, workspace, model, tasks, seed, settings, as_json)
     if dry_run:
-        return session.print_plan(calls=n * session.loaded.spec.limits.turns, rollouts=n)
-    episodes, _ = asyncio.run(session.rollouts(n, purpose="eval", split="heldout", bundle=bundle))
+        return print_run_plan(session, n)
+    episodes, _ = asyncio.run(
+        session.rollouts(n, purpose="eval", split="heldout", bundle=bundle, resume=resume)
+    )
     valid = [e for e in episodes if e.score is not None]
     successes = sum(e.success for e in valid)
     rate = successes / len(valid) if valid else 0.0
@@ -118,7 +125,7 @@ def _rate(values: list[bool]) -> float:
 
 def cycle(
     workflow: opt.Workflow, seed: opt.Seed = 0, model: opt.ModelName = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished one.")] = False,
+    resume: opt.Resume = False,
     again: Annotated[bool, typer.Option("--again", help="Start another cycle.")] = False,
     tasks: opt.TasksSpec = None, home: opt.Home = None, workspace: opt.Space = None,
     as_json: opt.AsJson = False, dry_run: opt.DryRun = False, settings: opt.Settings = None,
@@ -130,7 +137,7 @@ def cycle(
         raise UsageError("--resume and --again exclude each other; give one of them")
     session = Session.open(workflow, home, workspace, model, tasks, seed, settings, as_json)
     if dry_run:
-        return session.print_cycle_plan()
+        return print_cycle_plan(session)
     report = asyncio.run(session.cycle(resume=resume, again=again))
     if as_json:
         shown = {**asdict(report), **asdict(session.summary())}
@@ -203,6 +210,6 @@ def schedule(
     session = Session.open(workflow, home, workspace, model, tasks, seed, settings, False)
     if dry_run:
         show.tell(f"a cycle of {workflow} every {seconds:.0f} s")
-        return session.print_cycle_plan()
+        return print_cycle_plan(session)
     scheduling.run(session.archive, workflow, one_cycle, every=seconds, cycles=cycles)
     return 0

@@ -50,13 +50,13 @@ async def _serve(session: Session, port: int, idle: float) -> int:
         run=session.run_id, seed=session.seed, model=session.model, tasks=session.tasks,
         workspace=session.workspace, home=session.home,
     )  # fmt: skip
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with (
         assemble(session.loaded, session.archive, options) as kit,
         Sessions(kit.bench, port=port, idle=idle, tell=_tell) as sessions,
     ):
+        stop = asyncio.Event()  # from here on: while a model server starts, Ctrl-C ends that
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         _print_address(session, sessions.endpoint("NAME").base_url, sessions.endpoint("NAME").token)
         await asyncio.wait(
             (asyncio.create_task(stop.wait()), sessions.broken),

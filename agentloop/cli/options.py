@@ -39,6 +39,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan, the counts and the price; do nothing.")
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the one that was cut off.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a workflow key, e.g. heldout.n=32 (repeatable)."),

@@ -1,12 +1,17 @@
-"""The plan of a cycle: which stages, how many rollouts at most; read off the workflow alone."""
+"""What `--dry-run` prints: stages, how many rollouts at most, the price; read off the workflow."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from agentloop.cli import options as opt
+from agentloop.cli import show
 from agentloop.workflows.load import Loaded
 from agentloop.workflows.schema import PartSpec
+
+if TYPE_CHECKING:
+    from agentloop.cli.session import Session
 
 
 @dataclass(frozen=True)
@@ -40,3 +45,41 @@ def cycle_plan(loaded: Loaded) -> list[Stage]:
     comparisons = (1 + lanes + (1 + lanes if lanes > 1 else 0)) * spec.heldout.lanes
     what = "each lane alone, all together, each left out"
     return [*stages, Stage("gate", comparisons + 2 * spec.heldout.n, what)]
+
+
+def print_run_plan(session: Session, rollouts: int) -> int:
+    """Counts and price of a run, without doing it."""
+    from agentloop.workflows.assemble import price_of
+
+    calls = rollouts * session.loaded.spec.limits.turns
+    plan = {
+        "workflow": session.loaded.name,
+        "rollouts": rollouts,
+        "calls_at_most": calls,
+        "usd_at_most": price_of(session.loaded, session.model, calls),
+    }
+    if session.as_json:
+        opt.print_json(plan)
+    else:
+        show.console().print(show.table("plan", ["what", "value"], list(plan.items())))
+    return 0
+
+
+def print_cycle_plan(session: Session) -> int:
+    """The stages of a cycle with their counts and price."""
+    from agentloop.workflows.assemble import price_of
+
+    stages = cycle_plan(session.loaded)
+    calls = sum(one.rollouts for one in stages) * session.loaded.spec.limits.turns
+    usd = price_of(session.loaded, session.model, calls)
+    if session.as_json:
+        listed = [{"stage": one.stage, "rollouts_at_most": one.rollouts} for one in stages]
+        opt.print_json({"stages": listed, "calls_at_most": calls, "usd_at_most": usd})
+        return 0
+    rows = [(one.stage, one.rollouts, one.what) for one in stages]
+    headings = ["stage", "rollouts at most", "what"]
+    show.console().print(show.table("plan of one cycle", headings, rows))
+    price = "unknown: add `prices`" if usd is None else f"${usd:.2f} at most"
+    price = "free (local model)" if usd == 0 else price
+    show.tell(f"at most {calls} model calls; price: {price}", style="bold")
+    return 0

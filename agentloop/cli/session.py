@@ -13,8 +13,7 @@ from pathlib import Path
 
 from agentloop.cli import options as opt
 from agentloop.cli import show
-from agentloop.cli.plan import cycle_plan
-from agentloop.errors import BudgetReached, UsageError
+from agentloop.errors import UsageError
 from agentloop.ports import Split
 from agentloop.records import Bundle, Episode, Purpose, Usage
 from agentloop.store.archive import Archive
@@ -71,14 +70,24 @@ class Session:
         return round(time.monotonic() - self.started, 3)
 
     async def rollouts(
-        self, n: int, *, purpose: Purpose, split: Split, bundle: str = "champion"
-    ) -> tuple[list[Episode], Usage]:
-        """`n` scored episodes of one bundle, and what they cost."""
+        self, n: int, *, purpose: Purpose, split: Split, bundle: str = "champion",
+        resume: bool = False,
+    ) -> tuple[list[Episode], Usage]:  # fmt: skip
+        """`n` scored episodes of one bundle, and what they cost; with `resume` those of the run
+        that was cut off."""
         from agentloop.lanes.bench import Order
         from agentloop.records import content_id
-        from agentloop.workflows.assemble import Options, assemble
+        from agentloop.workflows import runs
+        from agentloop.workflows.assemble import Options, assemble, plan_hash
 
-        self.run_id = content_id("run", self.loaded.name, purpose, self.seed, time.time_ns())
+        plan = content_id(
+            "plan", plan_hash(self.loaded, self.model, self.tasks, self.seed), n, bundle
+        )
+        name = self.loaded.name
+        one = runs.open_run(
+            self.archive, name, purpose=purpose, seed=self.seed, plan=plan, resume=resume
+        )
+        self.run_id = one.id
         with show.LiveProgress(show.console(as_json=True)) as progress:
             options = Options(
                 run=self.run_id,
@@ -92,16 +101,17 @@ class Session:
             self._tell_unused()
             async with assemble(self.loaded, self.archive, options) as kit:
                 bench = kit.bench
-                chosen = self._bundle(bench.champion if bundle == "champion" else bundle)
+                chosen = one.bundle or (bench.champion if bundle == "champion" else bundle)
                 drawn = bench.tasks.draw(n, split=split, seed=self.seed)
                 if not drawn:
                     raise UsageError(f"there is no {split} task in the source; add rows to it")
                 if len(drawn) < n:
                     show.tell(f"only {len(drawn)} {split} tasks are available", err=True)
                 order = Order(purpose=purpose, subject=purpose)
-                episodes = await bench.attempt(drawn, chosen, order)
-                if all(e.failure and e.failure.reason == "budget" for e in episodes):
-                    raise BudgetReached("the budget was reached before the first call")
+                of = self._bundle(chosen)
+                runs.begin(self.archive, name, one, chosen)
+                episodes = await bench.attempt(drawn, of, order)
+                runs.finish(self.archive, one, self.home)
                 return episodes, kit.meter.total
 
     def summary(self) -> Summary:
@@ -162,56 +172,6 @@ class Session:
         if self.tasks:
             parts += f" --tasks {shlex.quote(self.tasks)}"
         return parts
-
-    def print_plan(self, *, calls: int, rollouts: int) -> int:
-        """Counts and price of a run, without doing it."""
-        from agentloop.workflows.assemble import price_of
-
-        plan = {
-            "workflow": self.loaded.name,
-            "rollouts": rollouts,
-            "calls_at_most": calls,
-            "usd_at_most": price_of(self.loaded, self.model, calls),
-        }
-        if self.as_json:
-            opt.print_json(plan)
-        else:
-            show.console().print(show.table("plan", ["what", "value"], list(plan.items())))
-        return 0
-
-    def print_cycle_plan(self) -> int:
-        """The stages of a cycle with their counts and price."""
-        from agentloop.workflows.assemble import price_of
-
-        rows = cycle_plan(self.loaded)
-        calls = sum(row.rollouts for row in rows) * self.loaded.spec.limits.turns
-        usd = price_of(self.loaded, self.model, calls)
-        if self.as_json:
-            opt.print_json(
-                {
-                    "stages": [{"stage": r.stage, "rollouts_at_most": r.rollouts} for r in rows],
-                    "calls_at_most": calls,
-                    "usd_at_most": usd,
-                }
-            )
-            return 0
-        out = show.console()
-        out.print(
-            show.table(
-                "plan of one cycle",
-                ["stage", "rollouts at most", "what"],
-                [(r.stage, r.rollouts, r.what) for r in rows],
-            )
-        )
-        price = (
-            "free (local model)"
-            if usd == 0
-            else "unknown: add `prices`"
-            if usd is None
-            else (f"${usd:.2f} at most")
-        )
-        show.tell(f"at most {calls} model calls; price: {price}", style="bold")
-        return 0
 
     def print_report(self, report: Report) -> None:
         """The verdict of a cycle, lane by lane."""

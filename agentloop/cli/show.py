@@ -211,7 +211,8 @@ def points(value: float | None) -> str:
 
 
 def tell(text: str, *, style: str = "", err: bool = False) -> None:
-    """One plain line."""
+    """One plain line; names in it may be anybody's."""
+    text = _CONTROL.sub("", text)
     Console(stderr=err, highlight=False, soft_wrap=True).print(Text(text, style=style))
 
 

@@ -4,8 +4,8 @@ In: a rollout's name, its task and the model lent to it. Out: what the program p
 "" when it printed nothing. The program reads the task on stdin (and in `AGENTLOOP_TASK`, unless
 it is too long for that) and finds its model where OpenAI's clients look for it: `OPENAI_BASE_URL`,
 `OPENAI_API_KEY`, `OPENAI_MODEL`. Decision: a status other than 0 is no result but a fault, told
-as the error of its last model call when that failed; and when the rollout is over, however it
-ends, the whole process group is killed.
+as the error of its last model call when that failed, and so is silence without a last reply; when
+the rollout is over, however it ends, the whole process group is killed.
 """
 
 from __future__ import annotations
@@ -48,17 +48,19 @@ _PASSED = (
 
 
 class ProgramFailed(AgentLoopError):
-    """The agent's program ended with a status other than 0."""
+    """The agent's program ended with a status other than 0, or without an answer of any kind."""
 
 
 def resolve_command(command: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     """`command` with its `./` words as paths in `folder`. Raises `UsageError` when the program or
     such a file is not there."""
+    folder = folder.absolute()  # a program runs in a directory of its own
     words = tuple(str(folder / word[2:]) if word.startswith("./") else word for word in command)
     for given, word in zip(command, words, strict=True):
         if given != word and not Path(word).exists():
             raise UsageError(f"`command` names `{given}`, and there is no such file in `{folder}`")
-    if shutil.which(words[0]) is None:
+    relative = os.path.dirname(words[0]) and not os.path.isabs(words[0])
+    if relative or shutil.which(words[0]) is None:
         raise UsageError(
             f"`command` starts `{command[0]}`, which is not an executable program on the PATH; "
             "install it, or write a path that begins with ./"
@@ -85,10 +87,14 @@ class Program:
                 child = await self._run(task, environment, scratch)
         finally:
             self.gateway.close(rollout)
-        if child.status != 0:
-            raise session.error or ProgramFailed(self._fault(child))
         printed = child.text(1).strip()
-        return printed or (session.reply.message.content if session.reply else "")
+        if printed and child.status == 0:
+            return printed
+        if session.error is not None:
+            raise session.error
+        if child.status != 0 or session.reply is None:
+            raise ProgramFailed(self._fault(child))
+        return session.reply.message.content
 
     async def _run(self, task: str, environment: dict[str, str], scratch: str) -> _Child:
         loop = asyncio.get_running_loop()
@@ -107,10 +113,11 @@ class Program:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(transport.get_pid(), signal.SIGKILL)
-            # Until it is reaped; and what a process outside the group holds open is let go.
-            with suppress(TimeoutError):
-                await asyncio.wait_for(child.closed.wait(), _LAST_WORDS)
-            transport.close()
+            try:  # until it is reaped; and what a process outside the group holds open is let go
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(child.closed.wait(), _LAST_WORDS)
+            finally:
+                transport.close()
         return child
 
     def _fault(self, child: _Child) -> str:

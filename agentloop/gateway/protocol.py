@@ -85,6 +85,9 @@ class _Call(_Shape):
 class _Message(_Shape):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[_Part] | None = None
+    # What is not carried on is accepted only empty, as OpenAI's clients send it back.
+    function_call: None = None
+    audio: None = None
     tool_calls: list[_Call] | None = None
     tool_call_id: str | None = None
     name: str | None = None

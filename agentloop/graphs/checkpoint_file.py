@@ -38,6 +38,9 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _GROUPS = ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32))
 _HEADER, _SNAPSHOT, _WRITES, _NOTE, _CUT = range(5)
 _OPTION = ormsgpack.OPT_NON_STR_KEYS
+_PACKING = _OPTION | ormsgpack.OPT_PASSTHROUGH_BIG_INT | ormsgpack.OPT_REPLACE_SURROGATES
+_BIG = 1
+"""Extension that holds an integer of more than 64 bits, in hexadecimal digits."""
 
 
 class Snapshot(NamedTuple):
@@ -224,15 +227,14 @@ class ThreadFile:
     def _frame(self, kind: int, body: list[Any]) -> list[Any]:
         """Add a frame; returns its body as it will be read, so that memory is what the file is."""
         first, self._fresh = len(self.chunks) - self._fresh, 0
-        packed = ormsgpack.packb(body, option=_OPTION)
+        packed = ormsgpack.packb(body, default=_big, option=_PACKING)
         data = ormsgpack.packb([kind, self.chunks[first:], packed])
         if self._redact is not None and self._redact.suspects(data):
             self.chunks[first:] = [redacted(one, self._redact) for one in self.chunks[first:]]
             packed = redacted(packed, self._redact)
             data = ormsgpack.packb([kind, self.chunks[first:], packed])
         self._frames.append(_HEAD.pack(len(data), zlib.crc32(data)) + data)
-        stored: list[Any] = ormsgpack.unpackb(packed, option=_OPTION)
-        return stored
+        return _unpacked(packed)
 
 
 _EMPTY = Snapshot(None, {}, {}, {}, {}, {})
@@ -262,7 +264,21 @@ def _frames(data: bytes) -> Iterator[tuple[int, list[bytes], list[Any], int]]:
             return
         at += _HEAD.size + length
         kind, chunks, packed = ormsgpack.unpackb(content, option=_OPTION)
-        yield kind, chunks, ormsgpack.unpackb(packed, option=_OPTION), at
+        yield kind, chunks, _unpacked(packed), at
+
+
+def _unpacked(body: bytes) -> list[Any]:
+    def number(code: int, data: bytes) -> int:
+        return int(ormsgpack.unpackb(data), 16)
+
+    unpacked: list[Any] = ormsgpack.unpackb(body, ext_hook=number, option=_OPTION)
+    return unpacked
+
+
+def _big(value: object) -> ormsgpack.Ext:
+    if isinstance(value, int):
+        return ormsgpack.Ext(_BIG, ormsgpack.packb(hex(value)))
+    raise TypeError(f"a {type(value).__name__} cannot be kept beside a step")
 
 
 def _delta(old: dict[str, Any], new: dict[str, Any]) -> Delta:

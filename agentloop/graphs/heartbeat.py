@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
 import threading
 import time
@@ -28,6 +29,11 @@ class Heartbeat:
         self._loop, self._patience = loop, patience
         self._thread_id = threading.get_ident()
         self._stop = threading.Event()
+        self._until = -math.inf
+
+    def since(self, begun: float) -> str:
+        """What blocked the loop after `begun` (monotonic), empty for nothing."""
+        return self.last if self._until >= begun else ""
 
     @contextmanager
     def watching(self) -> Iterator[Heartbeat]:
@@ -50,13 +56,15 @@ class Heartbeat:
             if not beat.wait(self._patience):
                 place = self._place()
                 self.last = f"the event loop was blocked at {place}"
+                self._until = math.inf
                 _log.warning(
                     "the event loop has stood still for %.0f s at %s, and every rollout with it; "
                     "`await` there, or make the node a plain function", self._patience, place,
                 )  # fmt: skip
                 while not beat.wait(INTERVAL) and not self._stop.is_set():
                     pass
-                self.last += f" for {time.monotonic() - asked:.0f} s"
+                self._until = time.monotonic()
+                self.last += f" for {self._until - asked:.0f} s"
 
     def _place(self) -> str:
         frame = sys._current_frames().get(self._thread_id)

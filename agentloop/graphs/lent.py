@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from typing import Any
 
-from agentloop.errors import BudgetReached, LimitReached, UsageError
+from agentloop.deadline import Clock
+from agentloop.errors import BudgetReached, LimitReached, ModelError, UsageError
 from agentloop.ports import Model
 from agentloop.records import (
     Attempt,
@@ -45,13 +46,19 @@ class LentModel:
         own = (attempt.system, ())
         self._system, self._lent = split_turns(attempt.system) if turns else own
         self._loop = asyncio.get_running_loop()
-        self._started = time.monotonic()
+        self.started = time.monotonic()
+        """When the rollout began, by the monotonic clock."""
+        self.clock = Clock()
+        """What counts towards its limit of time: not what its calls wait for their turn."""
         self._calls = 0
         self._running: set[asyncio.Task[Any]] = set()
         self.recorder = Recorder()
         self.usage = Usage()
         self.stopped: LimitReached | BudgetReached | None = None
         """Why calls are refused from now on; a graph that catches the error cannot hide it."""
+        self.failed: ModelError | None = None
+        """Why the last call brought no reply: an outage, whatever the graph makes of it (`None` for
+        a prompt that is too long, which the graph may handle)."""
         self.on_call: Callable[[Request, Completion], None] | None = None
         """Told of every finished call, if there is somebody to tell."""
 
@@ -64,12 +71,17 @@ class LentModel:
         assert caller is not None
         self._running.add(caller)
         try:
-            completion = await self._model.complete(request)
+            with self.clock.running():
+                completion = await self._model.complete(request)
         except BudgetReached as error:
             self.stopped = error
             raise
+        except ModelError as error:
+            self.failed = None if error.reason == "context_overflow" else error
+            raise
         finally:
             self._running.discard(caller)
+        self.failed = None
         self.usage += completion.usage
         self.recorder.add(request, completion)
         if self.on_call is not None:
@@ -79,7 +91,8 @@ class LentModel:
     def restore(self, calls: Iterable[tuple[Request, Completion]]) -> None:
         """Take over the calls that an interrupted run of this rollout finished, in order."""
         for request, completion in calls:
-            self._calls = int(request.key.rpartition("/")[2]) + 1
+            number = int(request.key.rpartition("/")[2].partition("-")[0])
+            self._calls = max(self._calls, number + 1)  # side by side they end in any order
             self.usage += completion.usage
             messages = self.recorder.prepare(request.messages)
             self.recorder.add(replace(request, messages=messages), completion)
@@ -120,7 +133,7 @@ class LentModel:
             return LimitReached("turn_limit", f"no final answer within {limits.turns} model calls")
         if used.completion_tokens >= limits.tokens:
             return LimitReached("token_limit", f"{limits.tokens} sampled tokens are used up")
-        if time.monotonic() - self._started >= limits.seconds:
+        if self.clock.seconds() >= limits.seconds:
             return LimitReached("time_limit", f"not finished after {limits.seconds:g} s")
         if limits.usd is not None and used.usd >= limits.usd:
             return LimitReached("budget", f"${limits.usd:g} for one rollout is used up")
@@ -140,7 +153,7 @@ class LentModel:
                 seed=_seed(given.seed, attempt.sample, number),
             ),
             policy=attempt.policy,
-            key=f"{attempt.id}/{number}",
+            key=f"{attempt.id}/{number}-{_digest(messages)}",
         )
 
 
@@ -169,6 +182,15 @@ def merge(own: Sampling, given: Sampling) -> Sampling:
         if getattr(own, field.name) != getattr(_DEFAULT, field.name)
     }
     return replace(given, **changed)
+
+
+def _digest(messages: tuple[Message, ...]) -> str:
+    """What a call asks, in its key: a resumed agent that asks something else (the time is in its
+    prompt, its calls come in another order) gets a reply to that, not the journaled one."""
+    told = "\0".join(
+        f"{one.role}\0{one.content}\0{one.tool_calls or one.tool_call_id or ''}" for one in messages
+    )
+    return hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
 def _seed(seed: int | None, sample: int, number: int) -> int | None:

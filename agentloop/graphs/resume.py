@@ -1,25 +1,39 @@
 """Continue a rollout where a killed process left it: its steps, and what was recorded of its calls.
 
 Goes in: a graph with a `DeltaSaver`, and the model that the rollout is lent. Comes out: whether to
-invoke the graph with nothing (go on) or with the task (start over). Decision: a step that several
-nodes were in is started over with the whole rollout, because calls are numbered in the order they
-come and nodes side by side have none; finished calls are answered by the journal either way.
+invoke the graph with nothing (go on) or with the task (start over). Decision: where going on could
+end otherwise than the undisturbed rollout, it is started over: when the steps are of another graph
+or task (`origin`), hold objects that are not made again on loading, or end where several nodes run
+side by side (calls are numbered in the order they come, and those nodes have none). Finished calls
+are answered by the journal either way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.serde.event_hooks import SerdeEvent, register_serde_event_listener
+from langgraph.types import StateSnapshot
 
 from agentloop.graphs.checkpoints import DeltaSaver
 from agentloop.graphs.lent import LentModel
 from agentloop.graphs.load import Graph
-from agentloop.records import Completion, Message, Request, Sampling
+from agentloop.records import Completion, Message, Request, Sampling, content_id
 from agentloop.trajectories.codec import from_json, to_json
+
+ORIGIN = "agentloop_origin"
+"""Under which a checkpoint's metadata holds its `origin`."""
+
+
+def origin(graph: Graph, prompt: str, tools: Iterable[str]) -> str:
+    """What steps are steps of: the task, the names of the tools, and the graph's nodes and how they
+    follow each other (not their code, which is as little looked into as that of a library)."""
+    nodes = sorted((name, sorted(node.triggers)) for name, node in graph.nodes.items())
+    return content_id("origin", prompt, sorted(tools), nodes, sorted(graph.channels))
 
 
 async def resume(graph: Graph, saver: DeltaSaver, config: RunnableConfig, lent: LentModel) -> bool:
@@ -28,14 +42,29 @@ async def resume(graph: Graph, saver: DeltaSaver, config: RunnableConfig, lent: 
     thread = config["configurable"]["thread_id"]
     notes = Notes(saver, thread)
     lent.on_call = notes.add
-    if saver.get_tuple(config) is None:
-        return False
-    state = await graph.aget_state(config)
-    if len(state.tasks) > 1 or not state.values:
+    refused: list[SerdeEvent] = []
+    stop = register_serde_event_listener(refused.append)
+    try:
+        found = saver.get_tuple(config)
+        if found is None:
+            return False
+        state = await graph.aget_state(config, subgraphs=True)
+    finally:
+        stop()
+    same = dict(found.metadata).get(ORIGIN) == config["metadata"][ORIGIN]
+    if not same or refused or not state.values or _side_by_side(state):
         saver.delete_thread(thread)
         return False
     lent.restore(notes.read())
     return True
+
+
+def _side_by_side(state: StateSnapshot) -> bool:
+    """Whether several nodes are due at once, here or in a subgraph."""
+    within = (task.state for task in state.tasks)
+    return len(state.tasks) > 1 or any(
+        isinstance(one, StateSnapshot) and _side_by_side(one) for one in within
+    )
 
 
 class Notes:

@@ -34,7 +34,7 @@ from agentloop.graphs.heartbeat import Heartbeat
 from agentloop.graphs.lent import LentModel
 from agentloop.graphs.load import Graph
 from agentloop.graphs.messages import to_message
-from agentloop.graphs.resume import resume
+from agentloop.graphs.resume import ORIGIN, origin, resume
 from agentloop.graphs.text import final_answer
 from agentloop.graphs.threads import serve
 from agentloop.ports import Model, Tool
@@ -45,6 +45,8 @@ _STEPS_PER_TURN = 25
 """Graph steps allowed per model call, so that a loop without calls ends as well."""
 _GRACE = 0.5
 """Seconds that a cancelled graph has to end in before it is left behind."""
+_TICK = 0.05
+"""Seconds between two looks at a clock that stands still."""
 _COLLECT_AFTER = 10_000
 """New objects before a collection of the youngest generation, while rollouts run."""
 _PATIENCE = 10.0
@@ -173,13 +175,16 @@ class _Batch:
         )
         work = asyncio.create_task(self._invoke(attempt, context))
         try:
-            await asyncio.wait((work,), timeout=self.limits.seconds)
+            while not work.done() and (left := self.limits.seconds - lent.clock.seconds()) > 0:
+                await asyncio.wait((work,), timeout=max(left, _TICK))
             return self._outcome(work, lent)
         finally:
-            await lent.close()
-            if not work.done():
-                work.cancel()
-                await asyncio.wait((work,), timeout=_GRACE)
+            try:
+                await lent.close()
+            finally:  # also when the run is cancelled while calls are waited for
+                if not work.done():
+                    work.cancel()
+                    await asyncio.wait((work,), timeout=_GRACE)
             if work.done() and not work.cancelled():
                 work.exception()  # else asyncio would complain that nobody asked
 
@@ -188,13 +193,13 @@ class _Batch:
     ) -> tuple[str | None, Failure | None]:
         if not work.done():
             detail = f"not finished after {self.limits.seconds:g} s"
-            if self.beats.last:
-                detail += f"; {self.beats.last}"
+            if blocked := self.beats.since(lent.started):
+                detail += f"; {blocked}"
             return None, Failure(reason="time_limit", detail=detail)
         try:
             state = work.result()
-            if lent.stopped is not None:  # the graph caught it and went on
-                raise lent.stopped
+            if hidden := lent.stopped or lent.failed:  # the graph caught it and went on
+                raise hidden
             return _answer(state), None
         except asyncio.CancelledError as error:
             return None, Failure(reason="cancelled", detail=_line(error))
@@ -210,7 +215,10 @@ class _Batch:
             "recursion_limit": _STEPS_PER_TURN * (self.limits.turns + 1),
         }
         saver, lent = self.saver, context.model
-        goes_on = saver is not None and await resume(self.graph, saver, config, lent)
+        goes_on = False
+        if saver is not None:
+            config["metadata"] = {ORIGIN: origin(self.graph, attempt.task.prompt, self.tools)}
+            goes_on = await resume(self.graph, saver, config, lent)
         task = {"messages": [{"role": "user", "content": attempt.task.prompt}]}
         state = await self.graph.ainvoke(
             None if goes_on else task,

@@ -97,10 +97,13 @@ class Threads(ThreadPoolExecutor):
     def _serve(self) -> None:
         while (item := self._work.get()) is not None:
             future, fn, args, kwargs = item
-            result, failed = None, None
+            result: Any = None
+            failed: BaseException | None = None
             if running := future.set_running_or_notify_cancel():
                 try:
                     result = fn(*args, **kwargs)
+                except SystemExit as error:  # in the task that waits it would end the event loop
+                    failed = RuntimeError(f"sys.exit({error.code!r}) was called")
                 except BaseException as error:  # whoever waits for the result gets it
                     failed = error
             with self._lock:  # before the result is known, which may be followed by more work

@@ -34,3 +34,7 @@ class Cached:
             return completion
         usage = replace(completion.usage, calls=0, usd=0.0, unpriced=0)
         return replace(completion, cached=True, usage=usage)
+
+    async def close(self) -> None:
+        """Wait for the records under way."""
+        await self._known.close()

@@ -156,6 +156,8 @@ def _url(spec: str, environ: Mapping[str, str]) -> ModelSpec:
 def _compatible(base_url: str, model: str, environ: Mapping[str, str]) -> ModelSpec:
     if not _host(base_url):
         raise UsageError(f"`{base_url}` has no host; write http(s)://HOST/v1#NAME")
+    if "@" in urlsplit(base_url).netloc:  # it would be shown and hashed with the address
+        raise UsageError(f"the address of `{_host(base_url)}` holds a secret; set OPENAI_API_KEY")
     return ModelSpec(
         kind="openai_compatible",
         base_url=base_url.rstrip("/"),

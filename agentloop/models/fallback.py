@@ -2,7 +2,7 @@
 
 In: a `Request`; out: the first model's `Completion`, else the next one's, marked with its name.
 A request that names a policy is never given to another model: its reply would be trained on as if
-that policy had sampled it.
+that policy had sampled it. Nor is one that the first model refused as too long: it is not down.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Fallbacks:
 
     async def complete(self, request: Request) -> Completion:
         """One reply. Raises the first model's `ModelError`, with what the others said, when all
-        fail; its `calls` are those of all. `BudgetReached` passes."""
+        fail; its `calls` are those of all. `BudgetReached` and `context_overflow` pass."""
         (_, first), *others = self._models
         try:
             return await first.complete(request)
         except ModelError as error:
-            if request.policy is not None:
+            if request.policy is not None or error.reason == "context_overflow":
                 raise
             cause, calls = error, error.calls
         said = [str(cause)]
@@ -42,6 +42,4 @@ class Fallbacks:
                 continue
             usage = replace(completion.usage, calls=completion.usage.calls + calls)
             return replace(completion, usage=usage, fallback=name)
-        failed = ModelError("; ".join(said), reason=cause.reason)
-        failed.calls = calls
-        raise failed from cause
+        raise ModelError("; ".join(said), reason=cause.reason, calls=calls) from cause

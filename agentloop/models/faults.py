@@ -17,7 +17,8 @@ from agentloop.errors import ModelError
 
 _AGAIN = frozenset({408, 409, 429})
 _OVERFLOW = (
-    "context length", "context_length", "context window", "context size", "maximum context",
+    "context length", "context_length", "context window", "context size", "context overflow",
+    "maximum context",
     "max_model_len", "prompt is too long", "too many tokens", "input is too long",
 )  # fmt: skip
 _HINTS = {
@@ -34,9 +35,7 @@ def from_status(
     status: int, body: str, headers: Mapping[str, str], *, where: str, secret: str = ""
 ) -> ModelError:
     """The error for an answer with a status other than 200. `secret` is blotted out of `body`."""
-    said = _said(body)
-    if secret:
-        said = said.replace(secret, "***")
+    said = _said(body, secret)
     lowered = said.lower()
     if status in (400, 413) and any(words in lowered for words in _OVERFLOW):
         return overflow(where, said)
@@ -78,6 +77,11 @@ def unreadable(where: str, detail: str) -> ModelError:
     return ModelError(f"{where} gave an unreadable answer: {detail[:_EXCERPT]}", retryable=True)
 
 
+def mislabelled(where: str, policy: str, served: str) -> ModelError:
+    """The endpoint says that another model answered than the policy that was asked for."""
+    return ModelError(f"{where} answered with `{served[:_EXCERPT]}` in place of policy `{policy}`")
+
+
 def oversized(where: str) -> ModelError:
     """An answer of more than `MAX_BODY` bytes; asked again, it would be no smaller."""
     return ModelError(f"{where} sent more than {MAX_BODY >> 20} MiB")
@@ -111,10 +115,12 @@ def _distrusted(cause: BaseException | None) -> bool:
     return False
 
 
-def _said(body: str) -> str:
-    """The message of an OpenAI error body, else the beginning of the text."""
+def _said(body: str, secret: str) -> str:
+    """The message of an OpenAI error body, else the beginning of the text; without `secret`, which
+    is taken out before the text is cut, or a part of it would be left."""
     try:
         message = json.loads(body)["error"]["message"]
     except (ValueError, KeyError, TypeError, RecursionError):
         message = body
-    return " ".join(str(message).split())[:_EXCERPT]
+    text = " ".join(str(message).split())
+    return (text.replace(secret, "***") if secret else text)[:_EXCERPT]

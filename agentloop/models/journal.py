@@ -64,6 +64,11 @@ class Journaled:
             await asyncio.shield(self._writing[key])
         return completion, False
 
+    async def close(self) -> None:
+        """Wait for the records under way: their callers may be gone."""
+        if self._writing:
+            await asyncio.wait(self._writing.values())
+
     async def _ask(self, request: Request) -> Completion:
         """A reply without the ids that would spell a secret: the same when it is given out for the
         first time as when it is read back."""

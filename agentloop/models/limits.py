@@ -8,13 +8,14 @@ what one call is told by `Retry-After` holds back all of them.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import time
 from collections import deque
 from collections.abc import Callable
 
+from agentloop.deadline import off_the_clock, time_left
 from agentloop.errors import ModelError
-from agentloop.models.deadline import off_the_clock
 from agentloop.models.retry import RETRY_AFTER_CAP
 from agentloop.ports import Model
 from agentloop.records import Completion, Request
@@ -29,13 +30,17 @@ def most_tokens(request: Request) -> tuple[int, int]:
     """Upper bounds of (prompt, completion) tokens: no token is shorter than a byte of text."""
     size = 0
     for message in request.messages:
-        size += len(message.content.encode("utf-8", "replace")) + _TEMPLATE_TOKENS
+        size += _bytes(message.content) + _TEMPLATE_TOKENS
         for call in message.tool_calls:
-            size += len(call.name) + len(repr(call.arguments)) + _TEMPLATE_TOKENS
+            size += _bytes(call.name) + len(json.dumps(call.arguments)) + _TEMPLATE_TOKENS
     for tool in request.tools:
-        size += len(tool.name) + len(tool.description) + len(repr(tool.parameters))
+        size += _bytes(tool.name) + _bytes(tool.description) + len(json.dumps(tool.parameters))
         size += _TEMPLATE_TOKENS
     return size, request.sampling.max_tokens
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 class Window:
@@ -98,9 +103,8 @@ class Rate:
         self._resume = 0.0
 
     async def call(self, inner: Model, request: Request) -> Completion:
-        """`inner.complete(request)` once it may be made."""
-        if self._resume:
-            await self._hold_over()
+        """`inner.complete(request)` once it may be made. Raises `ModelError` when the endpoint
+        asked for a wait that outlasts the call's deadline; no attempt was made then."""
         if self._slots is None:
             return await self._counted(inner, request)
         with off_the_clock():
@@ -115,24 +119,34 @@ class Rate:
         until = self._clock() + min(seconds, RETRY_AFTER_CAP)
         self._resume = max(self._resume, until)
 
-    async def _hold_over(self) -> None:
-        while (left := self._resume - self._clock()) > 0:
-            await asyncio.sleep(left)
-
     async def _counted(self, inner: Model, request: Request) -> Completion:
+        if self._resume:
+            await self._hold_over()
         if self._requests is None and self._tokens is None:
             return await inner.complete(request)
         most = sum(most_tokens(request)) if self._tokens is not None else 0
         with off_the_clock():
             entry = await self._enter(most)
         completion = await inner.complete(request)
-        if self._tokens is not None and entry is not None:
-            self._tokens.settle(entry, completion.usage.tokens)
+        used = completion.usage.tokens
+        if self._tokens is not None and entry is not None and used:  # 0: it was not told
+            self._tokens.settle(entry, used)
         return completion
+
+    async def _hold_over(self) -> None:
+        """Wait as long as the endpoint asked for, on the clock: this slowness is the endpoint's."""
+        while (left := self._resume - self._clock()) > 0:
+            if left >= time_left():
+                raise ModelError(
+                    f"the endpoint asked for no call in the next {left:.0f} s, and the deadline is "
+                    "before that", reason="model_timeout", calls=0,
+                )  # fmt: skip
+            await asyncio.sleep(left)
 
     async def _enter(self, tokens: int) -> list[float] | None:
         async with self._turn:
             while wait := max(
+                self._resume - self._clock(),  # a hold that came while this call was queued
                 self._requests.wait(1) if self._requests else 0.0,
                 self._tokens.wait(tokens) if self._tokens else 0.0,
             ):

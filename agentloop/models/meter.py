@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from agentloop.deadline import off_the_clock
 from agentloop.errors import BudgetReached, ModelError
-from agentloop.models.deadline import off_the_clock
 from agentloop.models.limits import most_tokens
 from agentloop.ports import Model
 from agentloop.records import Budget, Completion, Request, Usage
@@ -61,8 +61,11 @@ class Meter:
         """Attempts without a reply; they are in `total.calls` too."""
         self._in_flight = 0
         self._aside = NOTHING
-        self._dearest = 0.0
-        """The largest cost of one call so far, for models whose price only the reply tells."""
+        self._dearest: float | None = None
+        """The largest cost of one call so far, for models whose price only the reply tells; before
+        the first reply such a call goes alone."""
+        self.uncounted = 0
+        """Replies that did not say how many tokens they took."""
         self._waiting: list[asyncio.Future[None]] = []
 
     @property
@@ -76,9 +79,14 @@ class Meter:
         return self._clock() - self._started
 
     def check(self) -> None:
-        """Raises `BudgetReached` when dollars, tokens or seconds are spent, or when nothing but
-        dollars is limited and a call had no price: such a budget would never end."""
+        """Raises `BudgetReached` when dollars, tokens or seconds are spent, or when a budget would
+        never end: replies without token counts, or nothing but dollars limited and no price."""
         budget = self.budget
+        if budget.tokens is not None and self.uncounted:
+            raise BudgetReached(
+                f"the budget of {budget.tokens} tokens cannot be kept: {self.uncounted} replies "
+                "came without token counts; limit `budget.seconds` or `budget.rollouts` instead"
+            )
         if budget.usd is not None and budget.tokens is None and self.total.unpriced:
             raise BudgetReached(
                 f"the budget of {budget.usd:g} usd cannot be kept: {self.total.unpriced} calls "
@@ -96,14 +104,17 @@ class Meter:
         """Set aside the most that a call can cost; give it back with `release`. While others are in
         flight it waits until there is room; alone, a call needs only an unspent budget. Raises
         `BudgetReached`."""
-        self.check()
-        share = self._most(request, model)
-        while self._in_flight and not self._fits(share):
+        limited = self.budget.usd is not None or self.budget.tokens is not None
+        most = most_tokens(request) if limited else (0, 0)
+        while True:
+            self.check()
+            share = self._share(*most, request.policy or model) if limited else NOTHING
+            if not self._in_flight or self._fits(share):
+                break
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
             with off_the_clock():
                 await turn
-            self.check()
         self._in_flight += 1
         self._aside = Share(self._aside.usd + share.usd, self._aside.tokens + share.tokens)
         return share
@@ -121,16 +132,19 @@ class Meter:
             if not turn.done():
                 turn.set_result(None)
 
-    def charge(self, completion: Completion) -> Completion:
-        """Add what `completion` used; returns it with `usage.usd` filled in from the prices."""
-        usage = completion.usage
+    def charge(self, completion: Completion, model: str = "") -> Completion:
+        """Add what `completion` used; returns it with `usage.usd` filled in from the prices.
+        `model` is the name that was asked for, for a reply whose own name has no price."""
+        usage, names = completion.usage, (completion.model, model)
+        if not usage.tokens:
+            self.uncounted += 1
         if not usage.usd:
-            usd = self._usd(completion.model, usage.prompt_tokens, usage.completion_tokens)
-            if usd is None:
+            usd = self._usd(usage.prompt_tokens, usage.completion_tokens, *names)
+            if usd is None or (not usage.tokens and self._usd(1, 1, *names)):
                 usage = replace(usage, unpriced=usage.calls)
             elif usd:
                 usage = replace(usage, usd=usd)
-        self._dearest = max(self._dearest, usage.usd)
+        self._dearest = max(self._dearest or 0.0, usage.usd)
         self._add(completion.policy or completion.model, usage)
         return completion if usage is completion.usage else replace(completion, usage=usage)
 
@@ -144,16 +158,16 @@ class Meter:
     ) -> float | None:
         """US dollars for `calls` calls with that many tokens each; `None` when `model` has no
         price."""
-        usd = self._usd(model, prompt_tokens, completion_tokens)
+        usd = self._usd(prompt_tokens, completion_tokens, model)
         return None if usd is None else calls * usd
 
-    def _most(self, request: Request, model: str) -> Share:
-        budget = self.budget
-        if budget.usd is None and budget.tokens is None:
-            return NOTHING
-        prompt, reply = most_tokens(request)
-        usd = None if budget.usd is None else self._usd(request.policy or model, prompt, reply)
-        return Share(self._dearest if usd is None else usd, prompt + reply)
+    def _share(self, prompt: int, reply: int, model: str) -> Share:
+        if self.budget.usd is None:
+            return Share(0.0, prompt + reply)
+        usd = self._usd(prompt, reply, model)
+        if usd is None:  # the reply will tell
+            usd = self.budget.usd if self._dearest is None else self._dearest
+        return Share(usd, prompt + reply)
 
     def _fits(self, share: Share) -> bool:
         most_usd, most_tokens = self.budget.usd or math.inf, self.budget.tokens or math.inf
@@ -167,10 +181,16 @@ class Meter:
         if name:
             self.by_model[name] = self.by_model.get(name, Usage()) + usage
 
-    def _usd(self, model: str, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """Cached prompt tokens count in full: an upper bound, since discounts differ."""
-        names = (model, _SNAPSHOT.sub("", model), "*")
-        price = next((self._prices[name] for name in names if name in self._prices), None)
+    def _usd(self, prompt_tokens: int, completion_tokens: int, *models: str) -> float | None:
+        """By the first of `models` that has a price. Cached prompt tokens count in full: an upper
+        bound, since discounts differ."""
+        prices = self._prices
+        price = prices.get("*")
+        for model in models if prices else ():
+            found = prices.get(model) or prices.get(_SNAPSHOT.sub("", model))
+            if found is not None:
+                price = found
+                break
         if price is None:
             return None
         return (prompt_tokens * price[0] + completion_tokens * price[1]) / 1e6
@@ -188,13 +208,10 @@ class Metered:
         share = await self.meter.admit(request, self._model)
         try:
             completion = await self._inner.complete(request)
-        except ModelError as error:
-            self.meter.charge_failure(error.calls)
-            raise
-        except asyncio.CancelledError:
-            self.meter.charge_failure(1)
+        except BaseException as error:  # however it ended: the attempt was made
+            self.meter.charge_failure(error.calls if isinstance(error, ModelError) else 1)
             raise
         else:
-            return self.meter.charge(completion)
+            return self.meter.charge(completion, self._model)
         finally:
             self.meter.release(share)

@@ -76,6 +76,9 @@ class OpenAIProvider:
                 error.status_code, error.response.text, error.response.headers,
                 where=self.base_url, secret=self._key,
             ) from error  # fmt: skip
+        except UnicodeEncodeError as error:
+            told = f"the request holds text that is not Unicode: {error}"
+            raise ModelError(told, calls=0) from error  # nothing was sent
         except openai.APIConnectionError as error:
             raise faults.unreachable(self.base_url, error.__cause__ or error) from error
 

@@ -10,9 +10,9 @@ import asyncio
 import random
 from dataclasses import replace
 
+from agentloop.deadline import deadline, time_left
 from agentloop.errors import ModelError
 from agentloop.models import faults
-from agentloop.models.deadline import deadline
 from agentloop.ports import Model
 from agentloop.records import Completion, Request
 
@@ -40,27 +40,25 @@ class Retrying:
         self._inner, self._attempts, self._deadline = inner, attempts, deadline
         self._base, self._cap = base, cap
         self._random = random.Random(seed)
-        self.calls = 0
-        """Attempts made so far, over all requests."""
 
     async def complete(self, request: Request) -> Completion:
         """One reply. Raises the last `ModelError`, its `calls` the number of attempts."""
         made = 0
         last: ModelError | None = None
         try:
-            async with deadline(self._deadline) as clock:
+            async with deadline(self._deadline):
                 while True:
                     made += 1
-                    self.calls += 1
                     try:
                         completion = await self._inner.complete(request)
                         break
                     except ModelError as error:
+                        made -= error.calls == 0  # it was refused its turn
                         if not error.retryable or made >= self._attempts:
                             raise
                         last = error
                     wait = self._wait(last, made)
-                    if wait >= clock.left():  # there would be no time to try again
+                    if wait >= time_left():  # there would be no time to try again
                         raise TimeoutError
                     await asyncio.sleep(wait)
         except TimeoutError as error:

@@ -150,7 +150,8 @@ def decode(
     data: bytes | dict[str, Any], request: Request, model: str, *, where: str, seconds: float
 ) -> Completion:
     """The `Completion` in an answer (raw bytes or parsed JSON); `model` and `where` are what was
-    asked. Raises a retryable `ModelError` when it holds no reply."""
+    asked. Raises a retryable `ModelError` when it holds no reply, and a final one when the request
+    named a policy and another model answered: its tokens would be trained on as that policy's."""
     try:
         answer = (
             _Answer.model_validate_json(data)
@@ -161,6 +162,9 @@ def decode(
         first = error.errors(include_url=False, include_input=False)[0]
         at = ".".join(str(part) for part in first["loc"])
         raise faults.unreadable(where, f"{at or 'the body'}: {first['msg']}") from error
+    served = answer.model or request.policy or model
+    if request.policy and served != request.policy:
+        raise faults.mislabelled(where, request.policy, served)
     choice = answer.choices[0]
     ids = None if choice.token_ids is None else tuple(choice.token_ids)
     prompt = answer.prompt_token_ids or choice.prompt_token_ids
@@ -173,7 +177,7 @@ def decode(
         ),
         finish_reason=choice.finish_reason or "unknown",
         usage=_usage(answer.usage or _Usage(), prompt, ids),
-        model=answer.model or request.policy or model,
+        model=served,
         policy=request.policy,
         prompt_ids=None if prompt is None else tuple(prompt),
         completion_ids=ids,

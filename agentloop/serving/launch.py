@@ -78,7 +78,8 @@ class LocalServer(ABC):
     async def start(self) -> Endpoint:
         """Start it, or find it started, and wait until it answers.
 
-        Raises `ServerError` with the end of its log when it does not within `start_seconds`.
+        Raises `ServerError` with the end of its log when it does not within `start_seconds`, and
+        `StoreError` when there is no place for the log.
         """
         async with self._lock:
             if self._endpoint is not None and self.pid is not None:
@@ -111,12 +112,13 @@ class LocalServer(ABC):
                 env=dict(self._environment(token)),
                 start_new_session=True,
             )
+        except OSError as error:
+            raise ServerError(f"the {self.title} cannot be started: {error}") from error
         finally:
             log.release()
 
     def _failure(self, error: Exception) -> str:
-        text = self.log_file.read_text(encoding="utf-8", errors="replace").strip()
-        tail = text[-_TAIL:].strip() or "its log is empty"
+        tail = (self._log.end(_TAIL) if self._log else "") or "its log is empty"
         late = isinstance(error, TimeoutError)
         what = f"did not answer within {self.start_seconds:.0f} s" if late else "did not start"
         return f"the {self.title} {what}: {tail}"

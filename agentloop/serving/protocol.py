@@ -81,7 +81,8 @@ def _generation(body: Body, prompt: list[int], context: int) -> Generation:
     scoring = _flag(body, "prompt_logprobs") or (
         _flag(body, "echo") and body.get("logprobs") not in (None, False)
     )
-    limit = body.get("max_completion_tokens", body.get("max_tokens"))
+    limit = body.get("max_completion_tokens")
+    limit = body.get("max_tokens") if limit is None else limit
     default = max(1, min(256, context - len(prompt)))
     stop = body.get("stop") or []
     stops = [stop] if isinstance(stop, str) else stop

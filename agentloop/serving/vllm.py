@@ -59,7 +59,8 @@ def find_python(roots: Iterable[Path], environ: Mapping[str, str] = os.environ) 
 
 
 class VllmServer(LocalServer):
-    """One vLLM server on loopback; `options` are flags of vLLM's API server, the last wins."""
+    """One vLLM server on loopback; `options` are flags of vLLM's API server that win over the
+    defaults here. Its host and port are not for them to say."""
 
     title = "vLLM server"
     start_seconds, stop_seconds = 300.0, 15.0
@@ -90,14 +91,14 @@ class VllmServer(LocalServer):
             # -P: this file's folder is not a place to import from
             str(self.python), "-P", str(_WORKER), "--parent-pid", str(os.getpid()),
             "--model", str(self.model_dir), "--served-model-name", self.name,
-            "--host", "127.0.0.1", "--enable-lora", "--max-lora-rank", str(MAX_RANK),
+            "--enable-lora", "--max-lora-rank", str(MAX_RANK),
             "--max-loras", str(SIDE_BY_SIDE), "--max-cpu-loras", str(4 * SIDE_BY_SIDE),
             "--enable-prefix-caching", "--enable-prompt-tokens-details",
             "--disable-uvicorn-access-log",
             # log-probs of the distribution that was sampled from, and no sampling defaults of the
             # model's own, which a request could not see
             "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
-            *self.options,
+            *self.options, "--host", "127.0.0.1",
         ]  # fmt: skip
 
     def _environment(self, token: str) -> Mapping[str, str]:
@@ -121,12 +122,12 @@ class VllmServer(LocalServer):
         if not (path / _WEIGHTS).is_file():
             raise ServerError(f"the adapter {name} cannot be served: `{path}` has no {_WEIGHTS}")
         version = sha256_of(path / _WEIGHTS)
-        if self._versions.get(name, version) != version:
-            raise ServerError(
-                f"the policy {name} already stands for other weights; "
-                "serve new weights under a new name"
-            )
         async with self._changing:
+            if self._versions.get(name, version) != version:
+                raise ServerError(
+                    f"the policy {name} already stands for other weights; "
+                    "serve new weights under a new name"
+                )
             if name in self._served:
                 return
             await super().load_policy(name, path)

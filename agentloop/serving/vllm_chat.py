@@ -74,7 +74,7 @@ class ExactChat:
             return await _refuse(send, 413, "the body is larger than 16 MiB")
         try:
             order = plain_request(self.tokenizer, json.loads(raw))
-        except ValueError as problem:
+        except (ValueError, TypeError) as problem:
             return await _refuse(send, 400, str(problem))
         if order is None:
             return await self.app(scope, _again(raw, receive), send)
@@ -117,9 +117,9 @@ def plain_request(tokenizer: Tokenizer, body: object) -> Order | None:
         return None  # an image, say
     rendered = render_chat(tokenizer, flat, body.get("add_generation_prompt") is not False)
     plain = {key: value for key, value in body.items() if key not in _NOT_PLAIN}
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    limits = (body.get("max_completion_tokens"), body.get("max_tokens"), _MAX_TOKENS)
     alternatives = body.get("top_logprobs") or 0
-    plain |= {"prompt": rendered.ids, "max_tokens": limit or _MAX_TOKENS}
+    plain |= {"prompt": rendered.ids, "max_tokens": next(n for n in limits if n is not None)}
     if body.get("logprobs"):
         plain["logprobs"] = alternatives
     end = end_of_turn(tokenizer)

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     reserved = _reserve()
     port = reserved.getsockname()[1]
     threading.Thread(target=_announce, args=(port, ready), daemon=True).start()
-    sys.argv = [_SERVER, *_defaults(), "--port", str(port), "--middleware", _CHAT, *argv[2:]]
+    sys.argv = [_SERVER, *_defaults(), "--middleware", _CHAT, *argv[2:], "--port", str(port)]
     runpy.run_module(_SERVER, run_name="__main__")
     return 0
 

@@ -27,7 +27,7 @@ from agentloop.records import (
 )
 from agentloop.store.artifacts import KINDS, look_up
 from agentloop.store.embed import WordLlamaEmbedder
-from agentloop.store.index import Index
+from agentloop.store.index import Index, IndexBusy
 from agentloop.store.log import Log
 from agentloop.store.mark import KINDS as INDEXED
 from agentloop.store.query import Draft, Entry, Fence, Query
@@ -165,11 +165,14 @@ class Archive(Versions):
         where = Query()
         if (success, purpose, scope) != (None, None, None):
             where = Query(kinds=(kind,), success=success, purpose=purpose, scope=scope)
-        try:
-            return self.index.near(self.log, kind, text, k, where)
-        except StoreError:  # damaged
-            self.index.rebuild(self.log)
-            return self.index.near(self.log, kind, text, k, where)
+        for mend in (self.index.drain, self.index.rebuild):
+            try:
+                return self.index.near(self.log, kind, text, k, where)
+            except IndexBusy:
+                raise
+            except StoreError:  # damaged, or another process put a new one in its place just now
+                mend(self.log)
+        return self.index.near(self.log, kind, text, k, where)
 
     def verify(self) -> dict[str, Json]:
         """`{"ok", "rows", "problems"}` of the log, and of the index where it should be ahead."""

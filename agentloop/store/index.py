@@ -41,6 +41,13 @@ _WIDE = 20, 100
 _LOCK_SECONDS = 60.0
 
 
+class IndexBusy(StoreError):
+    """Another process has kept the lock of the index for too long; nothing is wrong with it."""
+
+    def __init__(self, index: Path) -> None:
+        super().__init__(f"another process is writing the index `{index}`; try again")
+
+
 class Index:
     """Semantic search over a log. Raises `StoreError` when the index cannot be used."""
 
@@ -63,13 +70,14 @@ class Index:
     def near(self, log: Log, kind: str, text: str, k: int, where: Query = Query()) -> list[Hit]:
         """Ids of the `k` nearest and their cosine distances in [0, 2], nearest first, of those that
         `where` chooses. Sees every entry committed before the call. A tail that has grown long is
-        drained in the background; should that fail, the next call raises."""
+        drained in the background; should that fail, the next call raises. Raises `IndexBusy` when
+        another process keeps the lock for a minute and nothing is open here yet."""
         import numpy as np
 
         deadline = time.monotonic() + _LOCK_SECONDS
         while not self._current():
             if time.monotonic() > deadline:
-                raise StoreError(f"another process is writing the index `{self.path}`; try again")
+                raise IndexBusy(self.path)
             time.sleep(0.05)
         with self._turn:
             self._tail.follow(log, 0 if self._seen is None else self._seen.seq)
@@ -95,11 +103,11 @@ class Index:
             return count
 
     def rebuild(self, log: Log) -> int:
-        """Index the whole log again; the number of entries read. Raises `StoreError` when another
+        """Index the whole log again; the number of entries read. Raises `IndexBusy` when another
         process keeps the lock for a minute."""
         with locked(self.path, fcntl.LOCK_EX, _LOCK_SECONDS) as held:
             if not held:
-                raise StoreError(f"another process is writing the index `{self.path}`; try again")
+                raise IndexBusy(self.path)
             return self._build(log)
 
     def problems(self, log: Log) -> list[str]:
@@ -201,6 +209,7 @@ class Index:
             count, mark = _fill(self.path, vectors, empty, log, self._embedder)
         except BaseException:
             vectors.close()
+            shutil.rmtree(vectors.path, ignore_errors=True)  # a full disk is not made fuller
             raise
         self._adopt(vectors, mark)
         for old in before:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,10 +68,12 @@ class Log:
                 self._db.close()
                 raise
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="agentloop-log")
+        self._helper = ThreadPoolExecutor(1, thread_name_prefix="agentloop-pack")
 
     def close(self) -> None:
         """Wait for the writes under way and close the file; idempotent."""
         self._writer.shutdown()
+        self._helper.shutdown()
         with self._reading:
             self._reader.close()
         with self._writing:
@@ -83,7 +85,7 @@ class Log:
         none. Raises `StoreError`, also when `fence` is no longer the latest."""
         job = _Job(drafts, fence)
         # In this thread: handing a commit over and back costs as much as the commit.
-        if _packed(job, self.redact):
+        if _packed(job, self.redact, self._helper):
             self._waiting.append(job)
             while not job.done.done():
                 self._flush()
@@ -170,7 +172,8 @@ class Log:
             while self._waiting and len(jobs) < _GROUP:
                 job = self._waiting.popleft()
                 if job.rows or (
-                    job.done.set_running_or_notify_cancel() and _packed(job, self.redact)
+                    job.done.set_running_or_notify_cancel()
+                    and _packed(job, self.redact, self._helper)
                 ):
                     jobs.append(job)
             if jobs:
@@ -247,20 +250,20 @@ class Log:
             return self._reader.execute(sql, values).fetchall()
 
 
-def _packed(job: _Job, redact: Redactor) -> bool:
+def _packed(job: _Job, redact: Redactor, helper: Executor) -> bool:
     """Redact and compress before the transaction begins; a draft that is not JSON fails its
     own append and no other."""
     now = time.time()
     try:
-        for draft in job.drafts:
-            body, packed = pack(draft.body, redact)
+        packed = pack([draft.body for draft in job.drafts], redact, helper)
+        for draft, (body, data) in zip(job.drafts, packed, strict=True):
             names = (draft.kind, draft.key, draft.scope)
             fact = facts.statement(*names, body)
             for value in (*names, *(fact[1] if fact else ())):
                 if isinstance(value, str):
                     value.encode()  # SQLite has no lone surrogates; a body may have them
             at = float(now if draft.at is None else draft.at)
-            job.rows.append(_Packed(names, at, packed, fact))
+            job.rows.append(_Packed(names, at, data, fact))
     except StoreError as error:
         job.done.set_exception(error)
     except Exception as error:

@@ -58,6 +58,11 @@ def publish(index: Path, mark: Mark) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, index / "mark.json")
+        folder = os.open(index, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except OSError as error:
         raise StoreError(f"the index `{index}` cannot be written: {error}") from error
 

@@ -110,7 +110,7 @@ class Versions:
         from the same state, one is told that it lost."""
         self.log.append([draft], fence=fence)
         entry = self.log.get("alias", draft.key)
-        if entry is None or entry.body != draft.body:
+        if entry is None or entry.body != self.log.redact(draft.body):
             raise StoreError(
                 f"`{draft.key.rpartition('#')[0]}` was moved by another process meanwhile; "
                 "look at it and try again"

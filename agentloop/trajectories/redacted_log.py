@@ -47,12 +47,13 @@ class RedactedLog:
     call `release` once it has it. Raises `StoreError` when the file cannot be opened."""
 
     def __init__(self, path: Path, redact: Redactor) -> None:
-        self._lines = RedactedLines(redact)
+        self._lines, self._path = RedactedLines(redact), path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise StoreError(f"`{path}` cannot be written: {error.strerror}") from error
+        self._start = self._file.tell()
         self._source, self.pipe = os.pipe()
         self._thread = threading.Thread(target=self._copy, name=f"log of {path.name}", daemon=True)
         self.failure: OSError | None = None
@@ -66,6 +67,12 @@ class RedactedLog:
     def wait(self, seconds: float = 1.0) -> None:
         """Until all that the child wrote is in the file, or so long."""
         self._thread.join(seconds)
+
+    def end(self, size: int) -> str:
+        """The last `size` bytes of what this child wrote, without what stood there before."""
+        with self._path.open("rb") as file:
+            file.seek(max(self._start, file.seek(0, os.SEEK_END) - size))
+            return file.read().decode("utf-8", "replace").strip()
 
     def _copy(self) -> None:
         with os.fdopen(self._source, "rb") as source, self._file:

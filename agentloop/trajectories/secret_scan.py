@@ -7,7 +7,9 @@ cost is a few operations over the bytes, however many marks there are.
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
 from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING
@@ -28,6 +30,7 @@ RUN = 24
 """Characters of base64 that hold 18 bytes: the shortest secret with a shape of its own."""
 _RUN_FLAGS = bytes((_CODE, 0)) * ((RUN - 1) // 2)
 """The pairs that lie in such a run, wherever it begins."""
+_SHORTEST_RUN = re.compile(rb"[A-Za-z0-9+/]{%d}" % (RUN - 2))
 _BLOCK_FLAGS = int.from_bytes(_RUN_FLAGS[:8], sys.byteorder)
 
 
@@ -35,20 +38,45 @@ def suspicious(data: bytes) -> tuple[bool, bool]:
     """Whether a shape's mark is in `data`, and whether a run of `RUN` characters of base64 is."""
     if len(data) < _SHORTEST:
         return False, False
+    flags, odd = _flags(data)
+    found = next(_marked(data, flags, odd), None) is not None
+    return found, len(data) >= RUN and _has_run(flags[: (odd + 3) // 4 * 4])
+
+
+def places(data: bytes) -> Iterator[int]:
+    """Bytes of `data` at which something may begin that `suspicious` tells of: for many texts in
+    one, with zeros between them, where each needs not be looked at by itself."""
+    if len(data) < _SHORTEST:
+        return
+    flags, odd = _flags(data)
+    yield from _marked(data, flags, odd)
+    if len(data) < RUN:
+        return
+    for block in _run_blocks(flags[: (odd + 3) // 4 * 4])[0]:
+        # Long numbers fill blocks as well. A run that begins before the first has its start here.
+        if _SHORTEST_RUN.search(data, max(0, 8 * block - 8), 8 * block + RUN):
+            yield 8 * block
+
+
+def _flags(data: bytes) -> tuple[Flags, int]:
+    """What the pairs of bytes tell, those that begin at even bytes first; how many those are."""
     import numpy as np  # not before there is something to scan
 
-    # The pairs that begin at even bytes, then those that begin at odd ones.
     odd = (len(data) + 1) // 2
     both = data + b"\0" * (len(data) % 2) + data[1:]
-    flags = _table().take(np.frombuffer(both, "<u2", count=len(both) // 2))
+    return _table().take(np.frombuffer(both, "<u2", count=len(both) // 2)), odd
+
+
+def _marked(data: bytes, flags: Flags, odd: int) -> Iterator[int]:
+    """Where marks and addresses with credentials begin."""
     # The low byte tells of which groups a pair is the first half, the high byte the second.
     near = flags[:-1] & (flags[1:] >> 8)
-    hits = near.nonzero()[0].tolist()
-    # A pair of one mark and a pair of another in its group are no mark.
-    places = (2 * at if at < odd else 2 * (at - odd) + 1 for at in hits)
-    found = any(_is_mark(data, at) for at in places)
-    found = found or URL.search(data) is not None
-    return found, len(data) >= RUN and _has_run(flags[: (odd + 3) // 4 * 4])
+    for hit in near.nonzero()[0].tolist():
+        at = 2 * hit if hit < odd else 2 * (hit - odd) + 1
+        if _is_mark(data, at):  # a pair of one mark and a pair of another in its group are none
+            yield at
+    for address in URL.finditer(data):
+        yield address.start()
 
 
 def _is_mark(data: bytes, at: int) -> bool:
@@ -62,13 +90,19 @@ def _is_mark(data: bytes, at: int) -> bool:
 
 
 def _has_run(flags: Flags) -> bool:
-    """Whether these pairs (a multiple of four) have a run in them. Wherever one begins, it fills
-    two neighbours of the blocks of four pairs: few texts have that."""
+    """Whether these pairs (a multiple of four) have a run in them."""
+    blocks, code = _run_blocks(flags)
+    return bool(blocks) and _RUN_FLAGS in code.tobytes()
+
+
+def _run_blocks(flags: Flags) -> tuple[list[int], Flags]:
+    """The blocks of four pairs that a run may fill, with the next: wherever one begins it fills two
+    neighbours, and few texts have such. Also the pairs' flags of base64."""
     import numpy as np
 
     code = flags & _CODE
     full = code.view(np.uint64) == _BLOCK_FLAGS
-    return bool((full[:-1] & full[1:]).nonzero()[0].size) and _RUN_FLAGS in code.tobytes()
+    return (full[:-1] & full[1:]).nonzero()[0].tolist(), code
 
 
 @cache

@@ -59,6 +59,11 @@ _KEYS = {
     "private_key": r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----[\s\S]*?"
     r"(?:-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|\Z)",
 }
+BLOCK = re.compile(
+    r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----[A-Za-z0-9+/=\s\\:,.]*"
+    r"-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"
+)
+"""A private key that has its end, with nothing but its letters and plain words between."""
 KEY = re.compile("|".join(f"(?P<{name}>{shape})" for name, shape in _KEYS.items()))
 
 _QUOTE = r"[\"'\\]*"
@@ -78,6 +83,7 @@ _CONTEXT = re.compile(
     rf"|://(?P<url_token>{_TOKEN}{{20,}})(?::[^\s/@\"'\\<>]*)?@",
     re.IGNORECASE,
 )
+_NAMED = re.compile(rf"(?:{_NAMES}|authorization|cookie)\Z", re.IGNORECASE)
 URL = re.compile(rb"://[^\s/@\"'\\<>]*@")
 """Whether a text has an address with credentials; quick, as it begins with a literal."""
 
@@ -87,9 +93,9 @@ _EXACT = (
     "dapi hvs. hvb. :AA T-KE gsk_ xai- pplx r8_ ntn_ _api key- NRAK glsa ATAT eyJ"
 )
 _FOLDED = (
-    "rer|sic|hori|kie:|kie=|kie\"|kie'|kie\\|sswo|sswd|sphr|pwd=|pwd:|pwd\"|pwd'|pwd\\|secr"
-    "|ken=|ken:|ken\"|ken'|ken\\|ken |pi_k|pi-k|pike|s_ke|s-ke|sske|ntke|t_ke|t-ke|e_ke|e-ke"
-    "|h_ke|h-ke|g_ke|n_ke|?key|&key|sig=|ure=|hook"
+    "rer|sic|hori|kie|kie:|kie=|kie\"|kie'|sswo|sswd|sphr|pwd|pwd=|pwd:|pwd\"|pwd'|secr"
+    "|ken|ken=|ken:|ken\"|ken'|pi_k|pi-k|pike|s_ke|s-ke|sske|ntke|t_ke|t-ke|e_ke|e-ke|teke"
+    "|h_ke|h-ke|thke|g_ke|g-ke|ngke|n_ke|n-ke|ionk|?key|&key|sig=|ure=|hook"
 )
 _WORD = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 _SPACE = " \t\\\n\r"
@@ -128,6 +134,20 @@ def spans(text: str) -> Iterator[Span]:
             secret = after not in ("(", "[") and _random(value)
         if secret:
             yield found.start(name), found.end(name), name
+
+
+def names_one(key: str) -> bool:
+    """Whether `key` is a name that tells what stands after it to be a secret."""
+    return _NAMED.search(key) is not None
+
+
+def entry_spans(key: str, text: str) -> Iterator[Span]:
+    """The secrets in `text` that are told by the key that it stands under in an object, as by the
+    name in an assignment."""
+    before = f"{key}="
+    for start, end, name in spans(before + text):
+        if start >= len(before):
+            yield start - len(before), end - len(before), name
 
 
 def _random(value: str) -> bool:

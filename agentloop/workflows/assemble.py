@@ -50,6 +50,7 @@ from agentloop.training.job import ProcessTrainer
 from agentloop.trajectories.codec import to_json
 from agentloop.workflows.load import Loaded, build
 from agentloop.workflows.models import ScopedJournal, check_calls, lend_model, prices
+from agentloop.workflows.runs import checkpoints
 from agentloop.workflows.schema import PartSpec, Workflow
 from agentloop.workspace import Workspace, model_cache
 
@@ -177,7 +178,7 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
             runner=Runner(
                 graph,
                 # a cycle (it has a plan) is resumed from the journal: checkpoints would only cost
-                checkpoints=None if options.plan else options.home / "checkpoints",
+                checkpoints=None if options.plan else checkpoints(options.home, options.run),
                 native_tools=not model_spec.local,
             ),
             model=model, reward=loaded.build(_reward(spec, model_spec)),

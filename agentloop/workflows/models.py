@@ -8,14 +8,14 @@ since a row must come from the policy that it names.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from agentloop.errors import UsageError
 from agentloop.models.cache import Cached
 from agentloop.models.chain import chain
-from agentloop.models.connect import ModelSpec, connect, parse
+from agentloop.models.connect import ModelSpec, connect, describe, parse
 from agentloop.models.fallback import Fallbacks
 from agentloop.models.journal import Journaled
 from agentloop.models.limits import Rate
@@ -48,13 +48,14 @@ class ScopedJournal:
 def check_calls(
     workflow: Workflow, model: ModelSpec, environ: Mapping[str, str] = os.environ
 ) -> None:
-    """Raises `UsageError` when fallbacks, cache, prices and budget do not fit the model."""
+    """Raises `UsageError` when fallbacks, cache, prices, budget or keys do not fit the model."""
     if model.kind == "scripted":  # a rehearsal calls nobody
         return
     specs = [model, *(_fallback(name, model, environ) for name in workflow.fallbacks)]
     twice = next((spec for spec in specs if specs.count(spec) > 1), None)
     if twice is not None:
         raise UsageError(f"`{twice.model}` stands twice in `fallbacks`; name each model once")
+    _one_host_a_key(specs)
     if workflow.cache and not model.local:
         for spec in specs:
             if not spec.model:
@@ -79,17 +80,30 @@ def lend_model(
     workflow: Workflow, spec: ModelSpec, transport: Model, *, meter: Meter, journal: ScopedJournal,
     stack: AsyncExitStack,
 ) -> Model:  # fmt: skip
-    """The whole chain (see `agentloop.models`). Transports of fallbacks are closed by `stack`."""
-    model = _one(workflow, spec, transport, meter, journal.archive)
+    """The whole chain (see `agentloop.models`). `stack` closes transports of fallbacks, and waits
+    for replies that are still being recorded."""
+
+    def one(spec: ModelSpec, transport: Model) -> Model:
+        model = _chained(workflow, spec, transport, meter)
+        if not workflow.cache or spec.local:
+            return model
+        identity = f"{spec.kind} {spec.base_url} {spec.model}"
+        cached = Cached(model, ScopedJournal(journal.archive, CACHE_SCOPE), identity=identity)
+        stack.push_async_callback(cached.close)
+        return cached
+
+    model = one(spec, transport)
     if workflow.fallbacks and not spec.local:
         models = [("", model)]
         for name in workflow.fallbacks:
             other = parse(name)
             connection = connect(other)
             stack.push_async_callback(connection.close)
-            models.append((name, _one(workflow, other, connection, meter, journal.archive)))
+            models.append((name, one(other, connection)))
         model = Fallbacks(models)
-    return Journaled(model, journal)
+    journaled = Journaled(model, journal)
+    stack.push_async_callback(journaled.close)
+    return journaled
 
 
 def prices(workflow: Workflow, spec: ModelSpec) -> Mapping[str, tuple[float, float]]:
@@ -99,17 +113,23 @@ def prices(workflow: Workflow, spec: ModelSpec) -> Mapping[str, tuple[float, flo
     return {name: (price.prompt, price.completion) for name, price in workflow.prices.items()}
 
 
-def _one(
-    workflow: Workflow, spec: ModelSpec, transport: Model, meter: Meter, archive: Archive
-) -> Model:
-    model = chain(
+def _chained(workflow: Workflow, spec: ModelSpec, transport: Model, meter: Meter) -> Model:
+    return chain(
         transport, meter, model=spec.model, rate=Rate(**workflow.rate.model_dump()),
         attempts=workflow.retries.attempts, deadline=workflow.retries.deadline,
     )  # fmt: skip
-    if not workflow.cache or spec.local:
-        return model
-    identity = f"{spec.kind} {spec.base_url} {spec.model}"
-    return Cached(model, ScopedJournal(archive, CACHE_SCOPE), identity=identity)
+
+
+def _one_host_a_key(specs: Sequence[ModelSpec]) -> None:
+    hosts: dict[str, str] = {}
+    for spec in specs:
+        variable, host = spec.key_variable, describe(spec)["host"]
+        if variable and hosts.setdefault(variable, host) != host:
+            base = variable.replace("_API_KEY", "_BASE_URL")
+            raise UsageError(
+                f"`{variable}` would go to `{hosts[variable]}` and to `{host}`, and a key goes to "
+                f"one host; set {base} to the address that it is for"
+            )
 
 
 def _fallback(name: str, model: ModelSpec, environ: Mapping[str, str]) -> ModelSpec:

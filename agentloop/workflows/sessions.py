@@ -19,7 +19,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from agentloop.errors import BudgetReached
+from agentloop.errors import BudgetReached, LimitReached
 from agentloop.gateway.server import Gateway, Session
 from agentloop.graphs.program import program_graph
 from agentloop.lanes.bench import Bench, Order
@@ -54,6 +54,7 @@ class Sessions:
         self._gateway = Gateway(port=port, admit=self._admit, end=self._end)
         self._running: dict[str, tuple[_Open, asyncio.Task[Episode]]] = {}
         self._begun = 0
+        self._stopping = False
         self._stack = AsyncExitStack()
         self.broken: asyncio.Future[None] = asyncio.Future()
         """Gets the error that kept a session from the log: then serving must stop."""
@@ -68,6 +69,7 @@ class Sessions:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        self._stopping = True
         tasks = [task for _, task in self._running.values()]
         for one, _ in self._running.values():
             one.over.set()
@@ -75,8 +77,12 @@ class Sessions:
             _, left = await asyncio.wait(tasks, timeout=_ENDING)
             for task in left:
                 task.cancel()
-        self.broken.cancel()
+            if left:
+                await asyncio.wait(left, timeout=_ENDING)
+        sound = self.broken.cancel()  # not, when a session could not be logged
         await self._stack.aclose()
+        if not sound and error is None:
+            self.broken.result()
 
     def endpoint(self, name: str) -> Endpoint:
         """What a client of session `name` needs."""
@@ -85,6 +91,8 @@ class Sessions:
     async def _admit(self, name: str, request: Request) -> Session:
         while name in self._running and self._running[name][0].ready.done():
             await asyncio.wait((self._running[name][1],))  # the one before is being logged
+        if self._stopping:
+            raise LimitReached("cancelled", "the gateway stops")
         if name not in self._running:
             one = _Open(name)
             task = asyncio.create_task(self._session(one, request))
@@ -120,6 +128,7 @@ class Sessions:
     async def _session(self, one: _Open, request: Request) -> Episode:
         """The session as a rollout, logged at its end."""
         bench = self._bench
+        bench._afford(len(self._running))
         self._begun += 1
         asked = next((m.content for m in reversed(request.messages) if m.role == "user"), "")
         task = Task(id=f"gateway/{one.name}", prompt=asked, family="gateway")

@@ -1,22 +1,25 @@
 """`agentlightning` on the conversation of `benchmarks.rollouts`: URL, N, IN_FLIGHT as arguments.
 
-Its `Trainer` with the default tracer, which is to record the token ids that the engine returns in
-each call of the `openai` client (how many it did is in the row), and its default strategy: runners
-are processes that talk to a store in memory. As many runners as a machine of this size bears, since
-each makes one rollout at a time. Out comes one line of JSON; the CPU is that of all its processes.
+Its `Trainer` with the default tracer, which records the token ids that the engine returns in each
+call of the `openai` client (checked after the warm-up and at the end), and its default strategy:
+runners are processes that send their spans to a store in memory. The other way to token ids, its
+LLM proxy, puts litellm's between agent and engine on top of that. Each runner makes one rollout at
+a time; there are as many as keep one core busy, and they look for work ten times a second instead
+of every 5 s. Out comes one line of JSON; the CPU is that of all its processes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
+import socket
 import sys
 import time
 from importlib.metadata import version
 from typing import Any
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # nothing here leaves the machine
+os.environ["AGENTOPS_LOGGING_TO_FILE"] = "False"  # else `agentops.log` in the working directory
 
 import agentlightning as agl
 from openai import AsyncOpenAI
@@ -30,8 +33,8 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}},
     },
 }
-RUNNERS = 16
-URL, COUNT, IN_FLIGHT = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+RUNNERS, TURNS = 16, 6
+URL, COUNT = sys.argv[1], int(sys.argv[2])
 CLIENT: list[AsyncOpenAI] = []
 
 
@@ -44,7 +47,7 @@ async def agent(task: str, llm: agl.LLM) -> float:
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": task},
     ]
-    for _ in range(6):
+    for _ in range(TURNS):
         reply = await CLIENT[0].chat.completions.create(
             model="mock", messages=messages, tools=[TOOL], logprobs=True,  # type: ignore[list-item]
             extra_body={"return_token_ids": True},
@@ -65,18 +68,26 @@ class Measure(agl.Algorithm):
         """Warm up, measure, check the ids, print."""
         store = self.get_store()
         await store.add_resources({"llm": agl.LLM(endpoint=URL, model="mock")})
-        await self.rollouts(4 * RUNNERS)
+        await self.check_ids(await self.rollouts(4 * RUNNERS))
         wall, cpu = time.perf_counter(), cpu_seconds()
         done = await self.rollouts(COUNT)
         spent, took = cpu_seconds() - cpu, time.perf_counter() - wall
-        spans = await store.query_spans(rollout_id=done[-1], attempt_id="latest")
-        kept = sum("response_token_ids" in span.attributes for span in spans)
+        await self.check_ids(done)
         print(json.dumps({
-            "cpu_ms": 1000 * spent / COUNT, "per_second": COUNT / took,
+            "cpu_ms": 1000 * spent / COUNT, "per_second": COUNT / took, "in_flight": RUNNERS,
             "version": version("agentlightning"),
-            "setup": f"Trainer, {RUNNERS} runners, AgentOpsTracer, store in memory; "
-            f"{len(spans)} spans a rollout, {kept} of 6 calls with token ids",
+            "setup": f"Trainer, {RUNNERS} runners, AgentOpsTracer, store in memory; token ids and "
+            "log-probs of every turn",
         }), flush=True)  # fmt: skip
+
+    async def check_ids(self, done: list[str]) -> None:
+        """The store has the ids of all six prompts and replies of every rollout."""
+        store = self.get_store()
+        for rollout in done:
+            spans = await store.query_spans(rollout_id=rollout, attempt_id="latest")
+            for name in ("prompt_token_ids", "response_token_ids", "logprobs.content"):
+                kept = sum(name in span.attributes for span in spans)
+                assert kept == TURNS, f"{name} in {kept} of {len(spans)} spans of {rollout}"
 
     async def rollouts(self, count: int) -> list[str]:
         """Their ids, once all have succeeded."""
@@ -85,12 +96,10 @@ class Measure(agl.Algorithm):
         for number in range(count):
             task = f"What is {number} times {number + 1}?"
             ids.append((await store.enqueue_rollout(input=task, mode="train")).rollout_id)
-        while True:
-            ended = await store.wait_for_rollouts(rollout_ids=ids, timeout=0.2)
-            if len(ended) == count:
-                assert all(one.status == "succeeded" for one in ended), ended[0]
-                return ids
-            await asyncio.sleep(0.05)
+        for rollout in ids:  # one thread waits for each that is waited for: so, one at a time
+            ended = await store.wait_for_rollouts(rollout_ids=[rollout], timeout=120)
+            assert ended and ended[0].status == "succeeded", f"{rollout}: {ended}"
+        return ids
 
 
 def cpu_seconds() -> float:
@@ -108,6 +117,17 @@ def cpu_seconds() -> float:
     return total / ticks
 
 
+def free_port() -> int:
+    """For the store's server."""
+    with socket.create_server(("localhost", 0)) as found:
+        return int(found.getsockname()[1])
+
+
 if __name__ == "__main__":
-    os.setpgid(0, 0)
-    agl.Trainer(algorithm=Measure(), n_runners=RUNNERS).fit(agent)
+    if os.getpgid(0) != os.getpid():
+        os.setpgid(0, 0)
+    busy = {"type": "agentlightning.LitAgentRunner", "poll_interval": 0.1, "interval_jitter": 0.05}
+    trainer = agl.Trainer(
+        algorithm=Measure(), n_runners=RUNNERS, runner=busy, port=free_port()
+    )  # fmt: skip
+    trainer.fit(agent)

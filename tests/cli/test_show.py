@@ -99,3 +99,9 @@ def test_progress_on_a_terminal_tells_how_long_is_left() -> None:
         progress("collect", 2, 10)
     text = drawn(progress.draw())
     assert "2/10" in text and "16 s left" in text
+
+
+def test_a_line_has_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    show.tell(HOSTILE.replace("\ud800", ""))
+    out = capsys.readouterr().out
+    assert "red" in out and "[bold]" in out and not set(out) & set("\x1b\x9b\x07\x08\x00\u202e")

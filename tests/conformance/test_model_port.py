@@ -156,6 +156,20 @@ def test_tool_arguments_that_are_not_json_are_kept_for_the_tool_to_refuse(make: 
     assert done.message.tool_calls[0].arguments == {UNPARSED: '{"city": '}
 
 
+def test_text_that_is_not_unicode_is_sent_or_refused_by_name(make: Make) -> None:
+    if make is _litellm:
+        pytest.skip("what it does with such a text is its own")
+    request = Request(messages=(Message(role="user", content="caf\udce9"),))
+    with FakeEndpoint() as fake:
+        try:
+            ask(make, fake, request)
+        except ModelError as error:
+            assert "not Unicode" in str(error) and not error.retryable
+            assert error.calls == fake.calls == 0
+        else:
+            assert fake.calls == 1
+
+
 def test_the_script_gives_the_same_record() -> None:
     call = ToolCall(id="call-0", name="weather", arguments={"city": "Bern"})
     scripted = Scripted([Message(role="assistant", content="", tool_calls=(call,)), "It rains."])

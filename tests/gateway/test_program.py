@@ -167,6 +167,20 @@ def test_a_program_that_fails_because_its_call_did_fails_for_that_reason() -> No
     assert episode.failure.detail == "the endpoint is down"
 
 
+def test_a_program_that_says_nothing_after_a_failed_call_has_no_answer() -> None:
+    def reply(request: Request) -> str:
+        if len(request.messages) > 2:
+            raise ModelError("the endpoint is down")
+        return "Answer: 7"
+
+    hides = "ask('a')\ntry: ask('a', 'b')\nexcept OSError: pass"
+    [episode] = rollouts(python(ASK + hides), reply)
+    assert episode.failure is not None and episode.failure.reason == "model_error"
+    [episode] = rollouts(python("import sys; print('lost', file=sys.stderr)"), reply)
+    assert episode.failure is not None and episode.failure.reason == "graph_error"
+    assert "status 0: lost" in episode.failure.detail
+
+
 def test_a_limit_is_the_agents_own_failure_even_when_it_hides_the_error() -> None:
     loop = "\nfor n in range(5):\n    try: ask(str(n))\n    except OSError: pass\nprint(1)"
     [episode] = rollouts(python(ASK + loop), lambda request: "ok", limits=Limits(turns=2))
@@ -274,11 +288,19 @@ def test_a_program_ends_with_a_runtime_that_is_killed(tmp_path: Path) -> None:
     assert gone(int(pid.read_text()))
 
 
-def test_a_command_that_cannot_work_is_told_before_anything_runs(tmp_path: Path) -> None:
+def test_a_command_that_cannot_work_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UsageError, match=r"\./nothing\.mjs"):
         resolve_command((sys.executable, "./nothing.mjs"), tmp_path)
     with pytest.raises(UsageError, match="not an executable"):
         resolve_command(("no-such-program-here",), tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "agent").touch(0o755)
+    monkeypatch.chdir(tmp_path)  # where the program will not run
+    with pytest.raises(UsageError, match="begins with"):
+        resolve_command(("bin/agent",), tmp_path)
+    assert resolve_command(("./bin/agent",), Path()) == (str(tmp_path / "bin" / "agent"),)
 
 
 def test_calls_that_the_model_makes_natively_pass_as_they_are() -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ from gateway_fixtures import needs_node
 
 from agentloop.cli import run
 from agentloop.datasets.rows import sft_rows
-from agentloop.errors import UsageError
+from agentloop.errors import StoreError, UsageError
 from agentloop.records import Episode
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
@@ -129,7 +130,7 @@ def test_names_are_sessions_of_their_own_and_can_be_used_again(tmp_path: Path) -
 def test_silence_a_limit_and_the_servers_end_all_log_the_session(tmp_path: Path) -> None:
     async def main() -> None:
         async with desk(tmp_path, idle=0.3) as one:
-            archive, ended = one.archive, one.ended
+            ended = one.ended
             await one.ask("silent")
             for _ in range(100):
                 if ended:
@@ -142,7 +143,6 @@ def test_silence_a_limit_and_the_servers_end_all_log_the_session(tmp_path: Path)
             await one.ask("left open")
             del ended[:]
         assert [name for name, _ in ended] == ["left open"]
-        assert archive is one.archive
 
     asyncio.run(main())
     with Archive(tmp_path / "home") as archive:
@@ -161,6 +161,62 @@ def test_a_spent_budget_is_told_and_logged(tmp_path: Path) -> None:
             assert (await one.end("me"))[1]["failure"] == "budget"
 
     asyncio.run(main())
+
+
+def test_no_more_sessions_than_the_budget_has_rollouts(tmp_path: Path) -> None:
+    yaml = tiny_workflow.YAML + "budget: {rollouts: 2}\n"
+
+    async def main() -> None:
+        async with desk(tmp_path, yaml=yaml) as one:
+            assert (await one.ask("a"))[0] == 200
+            await one.end("a")
+            assert (await one.ask("b"))[0] == 200
+            status, body = await one.ask("c")
+            assert (status, body["error"]["code"]) == (429, "insufficient_quota")
+            assert (await one.ask("b"))[0] == 200  # one that has begun goes on
+            await one.end("b")
+            assert (await one.ask("c"))[0] == 429
+            assert len(one.archive.episodes(Query(run="run-gateway"))) == 2
+
+    asyncio.run(main())
+
+
+def test_no_session_begins_while_the_gateway_stops(tmp_path: Path) -> None:
+    async def main() -> tuple[int, Any]:
+        async with desk(tmp_path) as one:
+            add = one.archive.add_episodes
+
+            async def slow(*given: Any, **named: Any) -> None:
+                await asyncio.sleep(0.3)
+                await add(*given, **named)
+
+            async def late() -> tuple[int, Any]:
+                await asyncio.sleep(0.1)
+                return await one.ask("late")
+
+            await one.ask("open")
+            one.archive.add_episodes = slow  # type: ignore[method-assign]
+            asked = asyncio.create_task(late())
+        return await asked
+
+    status, body = asyncio.run(main())
+    assert (status, body["error"]["code"]) == (410, "rollout_over")
+    with Archive(tmp_path / "home") as archive:
+        assert len(archive.episodes(Query(run="run-gateway"))) == 1
+
+
+def test_a_session_that_cannot_be_logged_at_the_end_is_an_error(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with desk(tmp_path) as one:
+
+            async def broken(*given: Any, **named: Any) -> None:
+                raise StoreError("disk full")
+
+            await one.ask("open")
+            one.archive.add_episodes = broken  # type: ignore[method-assign]
+
+    with pytest.raises(StoreError, match="disk full"):
+        asyncio.run(main())
 
 
 @pytest.mark.integration  # a process that starts
@@ -183,6 +239,20 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         assert "me: ended after 1 calls" in process.stderr.read()
     with Archive(tmp_path / "home") as archive:
         assert len(archive.episodes(Query(run=told["run"]))) == 1
+
+
+def test_a_long_start_can_be_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def slow(*_: object) -> AsyncIterator[None]:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(20)
+        yield
+
+    monkeypatch.setattr("agentloop.workflows.assemble.assemble", slow)
+    started = time.monotonic()
+    workflow = str(tiny_workflow.make(tmp_path))
+    assert run(["gateway", workflow, "--home", str(tmp_path / "home")]) == 130
+    assert time.monotonic() - started < 10
 
 
 # --- a workflow whose agent is a program ---

@@ -150,6 +150,35 @@ def test_a_call_left_behind_by_a_node_ends_with_its_rollout() -> None:
     assert left[0].cancelled()
 
 
+def test_a_run_cancelled_while_the_last_calls_end_leaves_no_graph_behind() -> None:
+    class Lingers:
+        async def complete(self, request: Request) -> Completion:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(0.3)
+            raise AssertionError
+
+    async def node(state: Any, runtime: Runtime[RunContext]) -> dict[str, Any]:
+        request = Request(messages=(Message(role="user", content="x"),))
+        call = asyncio.create_task(lent(runtime).model.complete(request))
+        await asyncio.sleep(60)
+        await call
+        raise AssertionError
+
+    async def main() -> None:
+        run = Runner(single(node)).run([attempt()], model=Lingers(), limits=Limits(seconds=0.2))
+        task = asyncio.create_task(run)
+        await asyncio.sleep(0.3)  # after the deadline, while the call takes its time to end
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.5)
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(main())
+
+
 def test_samples_of_a_task_start_together() -> None:
     asked: list[str] = []
 

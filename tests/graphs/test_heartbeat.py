@@ -24,11 +24,13 @@ def test_a_blocked_loop_is_named(
     monkeypatch.setattr(logging.getLogger("agentloop"), "disabled", False)
 
     async def main() -> str:
+        began = time.monotonic()
         with Heartbeat(asyncio.get_running_loop(), 0.1).watching() as beats:
             await asyncio.sleep(0.1)
-            assert beats.last == ""
+            assert beats.last == "" and beats.since(began) == ""
             blocks()
             await asyncio.sleep(0.1)
+            assert beats.since(began) == beats.last and beats.since(time.monotonic()) == ""
             return beats.last
 
     with caplog.at_level(logging.WARNING, logger="agentloop"):

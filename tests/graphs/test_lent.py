@@ -10,6 +10,7 @@ from rollout_fixtures import attempt
 
 from agentloop.errors import BudgetReached, LimitReached, UsageError
 from agentloop.graphs.lent import LentModel, merge, with_system
+from agentloop.models.journal import Journaled
 from agentloop.models.scripted import Scripted
 from agentloop.records import Completion, Limits, Message, Request, Sampling
 
@@ -58,12 +59,33 @@ def test_a_call_is_stamped() -> None:
         return model.requests
 
     first, second = asyncio.run(main())
-    assert [first.key, second.key] == [f"{order.id}/0", f"{order.id}/1"]
+    digest = first.key.removeprefix(f"{order.id}/0-")
+    assert digest.isalnum() and second.key == f"{order.id}/1-{digest}"
     assert first.policy == "p1" and first.messages[0].content == "be brief"
     assert first.sampling.temperature == 1.0
     assert first.sampling.seed != second.sampling.seed
     assert (first.sampling.max_tokens, second.sampling.max_tokens) == (100, 97)
     assert asyncio.run(main())[2].sampling.seed == first.sampling.seed
+
+
+def test_a_resumed_agent_that_asks_something_else_is_not_given_an_earlier_reply() -> None:
+    class Kept(dict[str, Completion]):
+        def call(self, key: str) -> Completion | None:
+            return self.get(key)
+
+        async def add_call(self, key: str, completion: Completion) -> None:
+            self[key] = completion
+
+    model, kept = Scripted(lambda request: f"to {request.messages[-1].content}"), Kept()
+
+    async def ask(*texts: str) -> list[str]:
+        lent = LentModel(Journaled(model, kept), attempt(), Limits())
+        asked = [Request(messages=(Message(role="user", content=text),)) for text in texts]
+        return [(await lent.complete(one)).message.content for one in asked]
+
+    assert asyncio.run(ask("one", "two")) == asyncio.run(ask("one", "two")) == ["to one", "to two"]
+    assert model.calls == 2
+    assert asyncio.run(ask("two", "one")) == ["to two", "to one"]  # side by side, in another order
 
 
 def test_samples_of_one_task_get_different_seeds_and_no_seed_stays_none() -> None:

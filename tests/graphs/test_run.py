@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -193,6 +195,37 @@ def test_a_graph_that_hides_a_limit_is_still_over_it() -> None:
     assert failed(episode) == "turn_limit" and episode.answer is None
 
 
+@pytest.mark.parametrize(
+    ("faults", "reason"),
+    [
+        ([ModelError("down")], "model_error"),
+        ([ModelError("slow", reason="model_timeout"), None], None),
+        ([None, ModelError("slow", reason="model_timeout")], "model_timeout"),
+        ([ModelError("long", reason="context_overflow")], None),
+    ],
+)
+def test_an_outage_that_a_graph_hides_is_no_result(
+    faults: list[ModelError | None], reason: str | None
+) -> None:
+    async def brave(state: Any, runtime: Runtime[RunContext]) -> dict[str, Any]:
+        for _ in range(len(faults)):
+            with suppress(ModelError):
+                await lent(runtime).model.complete(
+                    Request(messages=(Message(role="user", content="x"),))
+                )
+        return {"answer": "I do not know"}
+
+    left = list(faults)
+
+    def reply(request: Request) -> str:
+        if fault := left.pop(0):
+            raise fault
+        return "y"
+
+    (episode,) = rollouts(reply, graph=_single(brave))
+    assert failed(episode) == reason
+
+
 class State(TypedDict, total=False):
     messages: list[Any]
     answer: str
@@ -201,6 +234,15 @@ class State(TypedDict, total=False):
 def _single(node: Any) -> Any:
     builder = StateGraph(State, context_schema=RunContext)
     return builder.add_node("node", node).add_edge(START, "node").add_edge("node", END).compile()
+
+
+def test_a_function_that_exits_ends_its_own_rollout_only() -> None:
+    def exits(state: Any) -> dict[str, Any]:
+        sys.exit(3)
+
+    episodes = rollouts([], [attempt("one"), attempt("two")], graph=_single(exits))
+    assert [failed(episode) for episode in episodes] == ["graph_error", "graph_error"]
+    assert all("sys.exit(3)" in one.failure.detail for one in episodes if one.failure)
 
 
 def test_a_loop_without_model_calls_ends() -> None:

@@ -74,6 +74,8 @@ def test_forms(spec: str, environ: dict[str, str], meant: ModelSpec) -> None:
         ("embedded:", {}, "write one of"),
         ("litellm:", {}, "write one of"),
         ("http://", {}, "no host"),
+        ("http://u:secret@h/v1#m", {}, "address of `h` holds a secret"),
+        ("endpoint", {"OPENAI_BASE_URL": "http://u:secret@h/v1"}, "address of `h` holds"),
         ("openai:m", {}, "set OPENAI_API_KEY"),
         ("endpoint", {}, "set OPENAI_BASE_URL"),
         ("auto", KEY, "set OPENAI_MODEL"),

@@ -72,3 +72,10 @@ def test_a_spent_budget_is_no_outage() -> None:
             Fallbacks([("", chained(Scripted(["y"]), meter)), ("b", second)]).complete(REQUEST)
         )
     assert second.calls == 0
+
+
+def test_a_prompt_that_is_too_long_is_no_outage() -> None:
+    second = Scripted(["x"])
+    with pytest.raises(ModelError) as caught:
+        asyncio.run(Fallbacks([("", down("context_overflow")), ("b", second)]).complete(REQUEST))
+    assert (caught.value.reason, second.calls) == ("context_overflow", 0)

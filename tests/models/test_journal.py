@@ -14,17 +14,19 @@ from agentloop.records import Completion, Message, Request
 
 
 class Memory:
-    """A journal in a dict; writing takes a moment, as it does on a disk."""
+    """A journal in a dict; writing takes a moment, as it does on a disk, or until `go` is set."""
 
-    def __init__(self, *, broken: bool = False) -> None:
+    def __init__(self, *, broken: bool = False, held: bool = False) -> None:
         self.calls: dict[str, Completion] = {}
-        self.broken = broken
+        self.broken, self.held = broken, held
+        self.writing, self.go = asyncio.Event(), asyncio.Event()
 
     def call(self, key: str) -> Completion | None:
         return self.calls.get(key)
 
     async def add_call(self, key: str, completion: Completion) -> None:
-        await asyncio.sleep(0.02)
+        self.writing.set()
+        await (self.go.wait() if self.held else asyncio.sleep(0.02))
         if self.broken:
             raise StoreError("disk full")
         self.calls[key] = completion
@@ -108,7 +110,7 @@ def test_a_reply_paid_for_is_recorded_though_its_caller_is_cancelled() -> None:
     async def scenario() -> None:
         model = Journaled(inner, journal)
         waiting = asyncio.create_task(model.complete(asked("e/0")))
-        await asyncio.sleep(0.01)  # the reply is here, its record is being written
+        await journal.writing.wait()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
@@ -121,3 +123,21 @@ def test_a_reply_paid_for_is_recorded_though_its_caller_is_cancelled() -> None:
 def test_a_reply_that_cannot_be_recorded_is_not_given_out() -> None:
     with pytest.raises(StoreError):
         asyncio.run(Journaled(counted(), Memory(broken=True)).complete(asked("e/0")))
+
+
+def test_closing_waits_for_what_is_being_recorded() -> None:
+    journal = Memory(held=True)
+
+    async def scenario() -> None:
+        model = Journaled(counted(), journal)
+        waiting = asyncio.create_task(model.complete(asked("e/0")))
+        await journal.writing.wait()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert not journal.calls
+        asyncio.get_running_loop().call_later(0.05, journal.go.set)
+        await model.close()
+        assert set(journal.calls) == {"e/0"}
+        await model.close()
+
+    asyncio.run(scenario())

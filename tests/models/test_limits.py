@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentloop.deadline import deadline, off_the_clock
 from agentloop.errors import ModelError
-from agentloop.models.deadline import deadline, off_the_clock
 from agentloop.models.limits import WINDOW, Limited, Rate, Window, most_tokens
 from agentloop.models.retry import RETRY_AFTER_CAP, Retrying
 from agentloop.models.scripted import Scripted
-from agentloop.records import Completion, Message, Request, Sampling, ToolSpec
+from agentloop.records import Completion, Message, Request, Sampling, ToolCall, ToolSpec, Usage
 
 REQUEST = Request(messages=(Message(role="user", content="hi"),))
 
@@ -53,7 +54,7 @@ def test_no_minute_holds_more_than_the_limit(limit: int, asked: list[tuple[int, 
         assert sum(n for when, n in taken if when > now - WINDOW) <= limit
 
 
-def test_a_window_is_not_an_average(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_is_not_an_average() -> None:
     """An average would let ten through after half a minute's rest; a window counts them all."""
     now = 0.0
     window = Window(10, lambda: now)
@@ -97,13 +98,31 @@ def test_tokens_count_as_asked_until_the_reply_says(monkeypatch: pytest.MonkeyPa
     assert asyncio.run(scenario(4)) == pytest.approx(60.0)
 
 
-@given(text=st.text(max_size=50), tools=st.booleans())
-def test_a_request_never_has_more_tokens_than_thought(text: str, tools: bool) -> None:
-    spec = ToolSpec(name="f", description=text, parameters={"type": "object"})
-    request = Request(
-        messages=(Message(role="user", content=text),), tools=(spec,) if tools else ()
-    )
-    assert most_tokens(request)[0] >= len(text.encode("utf-8", "replace"))
+def test_a_reply_without_counts_keeps_what_was_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    silent = Completion(
+        message=Message(role="assistant", content="ok"), finish_reason="stop", model="m",
+        usage=Usage(calls=1),
+    )  # fmt: skip
+
+    async def scenario() -> None:
+        limit = sum(most_tokens(REQUEST)) + 6
+        model = Limited(Scripted([silent] * 2), Rate(tokens_per_minute=limit, clock=clock))
+        await model.complete(REQUEST)
+        await model.complete(REQUEST)
+
+    asyncio.run(scenario())
+    assert clock.now == pytest.approx(60.0)
+
+
+@given(text=st.text(max_size=50), spec=st.text(max_size=50), argument=st.text(max_size=50))
+def test_a_request_never_has_more_tokens_than_thought(text: str, spec: str, argument: str) -> None:
+    tool = ToolSpec(name="f", description=spec, parameters={"description": spec})
+    call = ToolCall(id="1", name="f", arguments={"a": argument})
+    said = Message(role="assistant", content="", tool_calls=(call,))
+    request = Request(messages=(Message(role="user", content=text), said), tools=(tool,))
+    sizes = [len(one.encode("utf-8", "replace")) for one in (text, spec, spec, argument)]
+    assert most_tokens(request)[0] >= sum(sizes)
 
 
 def test_no_more_than_so_many_at_once() -> None:
@@ -149,19 +168,71 @@ def test_what_one_call_is_told_holds_back_all(monkeypatch: pytest.MonkeyPatch) -
     assert times == [0.0, RETRY_AFTER_CAP]
 
 
+class Busy:
+    """Its first call takes `seconds`, and is told to come back in `again` seconds."""
+
+    def __init__(self, clock: Clock, seconds: float, again: float) -> None:
+        self._clock, self._seconds, self._again = clock, seconds, again
+        self.times: list[float] = []
+
+    async def complete(self, request: Request) -> Completion:
+        self.times.append(self._clock.now)
+        if len(self.times) == 1:
+            await asyncio.sleep(self._seconds)
+            raise ModelError("slow down", retryable=True, retry_after=self._again)
+        return await Scripted(["ok"]).complete(request)
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds", "again"),
+    [({"in_flight": 1}, 0, 30), ({"requests_per_minute": 1}, 30, 60)],
+    ids=["for a place", "for a minute"],
+)
+def test_calls_that_are_queued_already_are_held_back_too(
+    monkeypatch: pytest.MonkeyPatch, limits: dict[str, int], seconds: float, again: float
+) -> None:
+    clock = Clock(monkeypatch)
+    busy = Busy(clock, seconds, again)
+
+    async def scenario() -> None:
+        model = Limited(busy, Rate(clock=clock, **limits))
+        calls = (model.complete(REQUEST) for _ in range(2))
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert busy.times[0] == 0.0 and busy.times[1] >= seconds + again
+
+
+def test_a_hold_that_outlasts_the_deadline_is_not_waited_for() -> None:
+    inner = Scripted(lambda request: "ok")
+
+    async def scenario() -> ModelError:
+        rate = Rate()
+        rate.hold(30.0)
+        with pytest.raises(ModelError) as caught:
+            await Retrying(Limited(inner, rate), deadline=2.0).complete(REQUEST)
+        return caught.value
+
+    started = time.monotonic()
+    error = asyncio.run(scenario())
+    assert time.monotonic() - started < 1
+    assert (error.reason, error.retryable) == ("model_timeout", False)
+    assert error.calls == inner.calls == 0  # what was never asked is not counted
+
+
 def test_a_queue_of_our_own_is_not_the_endpoint_s_slowness() -> None:
     """0.15 s in a queue do not use up a deadline of 0.1 s, and the rest of it still holds."""
 
     async def scenario() -> float:
-        async with deadline(0.1) as clock:
-            with off_the_clock():
-                await asyncio.sleep(0.15)
-            left = clock.left()
-            await asyncio.sleep(30)
-        return left
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            async with deadline(0.1):
+                with off_the_clock():
+                    await asyncio.sleep(0.15)
+                await asyncio.sleep(30)
+        return time.monotonic() - started
 
-    with pytest.raises(TimeoutError):
-        asyncio.run(asyncio.wait_for(scenario(), 20))
+    assert 0.2 < asyncio.run(scenario()) < 5
 
     class Slow:
         async def complete(self, request: Request) -> Completion:

@@ -173,3 +173,66 @@ def test_a_run_taken_up_again_knows_what_it_has_spent() -> None:
     meter = Meter(Budget(tokens=10), spent=Usage(prompt_tokens=10, calls=1))
     with pytest.raises(BudgetReached, match="10 tokens"):
         ask(meter, Scripted(["x"]))
+
+
+def test_a_reply_under_another_name_has_the_price_of_the_model_that_was_asked() -> None:
+    meter = Meter(Budget(usd=1.0), {"vendor/big": (2.0, 10.0), "small": (1.0, 1.0)})
+    for answered, usd in (("big", (3 * 2 + 10) / 1e6), ("small", 4 / 1e6)):
+        inner = Scripted(["x"], model=answered)
+        done = asyncio.run(Metered(inner, meter, model="vendor/big").complete(REQUEST))
+        assert done.usage.usd == pytest.approx(usd)
+    assert meter.priced
+
+
+class Told(Echo):
+    """Says itself that each call cost an eighth of a dollar."""
+
+    async def complete(self, request: Request) -> Completion:
+        done = await super().complete(request)
+        return replace(done, usage=replace(done.usage, usd=0.125))
+
+
+def test_a_cost_that_only_replies_tell_passes_no_limit() -> None:
+    meter, inner = Meter(Budget(usd=1.0)), Told()
+
+    async def scenario() -> None:
+        calls = (Metered(inner, meter).complete(REQUEST) for _ in range(64))
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert (meter.total.usd, inner.calls) == (1.0, 8)
+    assert inner.most > 5  # all but the first ran together
+
+
+SILENT = Completion(
+    message=Message(role="assistant", content="x"), finish_reason="stop", model="m",
+    usage=Usage(calls=1),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [(Budget(tokens=10), "came without token counts"), (Budget(usd=1), "have no known price")],
+)
+def test_a_budget_that_no_reply_would_use_up_ends_the_run(budget: Budget, told: str) -> None:
+    meter, inner = Meter(budget, {"m": (1.0, 1.0)}), Scripted([SILENT] * 2)
+    assert ask(meter, inner).usage.unpriced == 1
+    with pytest.raises(BudgetReached, match=told):
+        ask(meter, inner)
+    assert inner.calls == 1
+
+
+def test_a_reply_without_counts_costs_nothing_where_nothing_does() -> None:
+    meter = Meter(prices=FREE)
+    ask(meter, Scripted([SILENT]))
+    assert (meter.total.unpriced, meter.uncounted) == (0, 1)
+
+
+def test_an_attempt_that_ends_in_any_other_way_is_counted() -> None:
+    def reply(request: Request) -> str:
+        raise RuntimeError("a fault of the transport")
+
+    meter = Meter(Budget(tokens=1000))
+    with pytest.raises(RuntimeError):
+        ask(meter, Scripted(reply))
+    assert (meter.total.calls, meter.failed_calls) == (1, 1)

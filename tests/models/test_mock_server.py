@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+from urllib.request import Request as Request_
 from urllib.request import urlopen
 
 from agentloop.models.openai_compatible import OpenAICompatible
@@ -44,6 +46,35 @@ def test_an_agent_of_three_turns_continues_exactly() -> None:
     before = first.prompt_ids + first.completion_ids
     assert second.prompt_ids[: len(before)] == before
     assert len(first.completion_ids) == len(first.logprobs or ()) == 5
+
+
+def post(url: str, body: object, method: str = "POST") -> dict[str, Any]:
+    request = Request_(url, data=json.dumps(body).encode(), method=method)
+    with urlopen(request, timeout=5) as answer:
+        return dict(json.load(answer))
+
+
+def test_token_ids_are_for_those_that_ask() -> None:
+    messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "I went"}]
+    with mock_server(turns=3, ids=5) as base_url:
+        chat = f"{base_url}/chat/completions"
+        plain = post(chat, {"messages": messages})
+        asked = post(chat, {"messages": messages, "return_token_ids": True})
+    assert "prompt_token_ids" not in plain and not plain["choices"][0]["logprobs"]
+    assert len(asked["choices"][0]["token_ids"]) == 5 and asked["prompt_token_ids"]
+    assert asked["choices"][0]["message"] == plain["choices"][0]["message"]
+    assert asked["usage"] == plain["usage"]
+
+
+def test_ids_in_and_ids_out() -> None:
+    with mock_server() as base_url:
+        sampled = {"marker": 7, "replies": [[1, 2], [3]]}
+        assert post(f"{base_url}/sampled", sampled, "PUT") == {"replies": 2}
+        generate = base_url.replace("/v1", "/inference/v1/generate")
+        first = post(generate, {"token_ids": [5, 6]})["choices"][0]
+        second = post(generate, {"token_ids": [5, 6, 1, 2, 7, 77]})["choices"][0]
+    assert (first["token_ids"], second["token_ids"]) == ([1, 2], [3])
+    assert [one["token"] for one in first["logprobs"]["content"]] == ["token_id:1", "token_id:2"]
 
 
 def test_it_ends_with_its_parent() -> None:

@@ -33,7 +33,7 @@ def test_tries_again_until_it_works_and_counts_every_attempt() -> None:
     inner = failing(2, **AGAIN)
     model = Retrying(inner, base=0.001)
     done = asyncio.run(model.complete(REQUEST))
-    assert (done.message.content, done.usage.calls, inner.calls, model.calls) == ("ok", 3, 3, 3)
+    assert (done.message.content, done.usage.calls, inner.calls) == ("ok", 3, 3)
 
 
 def test_gives_the_last_error_after_the_last_attempt() -> None:

@@ -93,6 +93,17 @@ def test_null_content_parts_and_odd_usage() -> None:
     assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.calls) == (0, 0, 1)
 
 
+@pytest.mark.parametrize("served", ["base", "policy-2"])
+def test_another_model_s_reply_is_not_taken_for_the_policy_s(served: str) -> None:
+    request = Request(messages=REQUEST.messages, policy="policy-1")
+    body = json.dumps(chat("hi", model="policy-1")).encode()
+    assert wire.decode(body, request, "base", where="there", seconds=0.1).policy == "policy-1"
+    other = json.dumps(chat("hi", model=served)).encode()
+    with pytest.raises(ModelError, match=f"`{served}` in place of policy `policy-1`") as caught:
+        wire.decode(other, request, "base", where="there", seconds=0.1)
+    assert not caught.value.retryable
+
+
 # --- what is sent --------------------------------------------------------------------------------
 
 
@@ -130,6 +141,15 @@ def test_a_spent_quota_is_not_tried_again() -> None:
 
 @pytest.mark.parametrize("status", [400, 413])
 def test_overflow_by_its_words(status: int) -> None:
+    said = "context overflow: 9 prompt tokens and max_tokens 9 exceed this model's 16 tokens"
+    assert faults.from_status(status, said, {}, where="ours").reason == "context_overflow"
     text = "the prompt exceeds the context window"
     assert faults.from_status(status, text, {}, where="there").reason == "context_overflow"
     assert faults.from_status(status, "no", {}, where="there").reason == "model_error"
+
+
+def test_a_key_is_taken_out_before_a_long_text_is_cut() -> None:
+    key = "sk-0123456789abcdef"
+    for before in range(280, 301):
+        text = str(faults.from_status(401, "." * before + key, {}, where="there", secret=key))
+        assert "sk-" not in text

@@ -70,6 +70,7 @@ def test_a_chat_carries_ids_and_logprobs(call, engine):
     again = call(CHAT, BASE)[1]
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] - 1
     assert "prompt_token_ids" not in again and again["choices"][0]["logprobs"] is None
+    assert call(CHAT, {**BASE, "max_completion_tokens": None})[1]["usage"] == again["usage"]
     assert again["choices"][0]["message"]["content"] == choice["message"]["content"]
 
 

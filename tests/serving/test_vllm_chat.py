@@ -156,6 +156,9 @@ def test_text_parts_and_alternatives(app, inner):
     plain = inner.asked[0][1]
     assert (plain["logprobs"], plain["max_tokens"]) == (2, 7)
     assert "stop_token_ids" not in plain
+    hi = {"messages": [{"role": "user", "content": "hi"}]}
+    call(app, {**hi, "max_completion_tokens": None, "max_tokens": 0})
+    assert inner.asked[1][1]["max_tokens"] == 0  # refused by vLLM, not 256
     first = answer["choices"][0]["logprobs"]["content"][0]
     assert [other["token"] for other in first["top_logprobs"]] == ["a", "z"]
 
@@ -183,6 +186,7 @@ def test_what_needs_vllms_own_route_goes_there_unchanged(app, inner, extra):
         ({"messages": "hi"}, "`messages`"),
         ({"messages": []}, "at least one"),
         ({"messages": [{"content": "hi"}]}, "role"),
+        ({"messages": [{"role": "user", "content": "hi"}], "stop_token_ids": 5}, "iterable"),
         ({"messages": [{"role": "assistant", "content": "", "token_ids": ["a"]}]}, "token_ids"),
     ],
 )

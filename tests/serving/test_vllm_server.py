@@ -131,7 +131,9 @@ def test_it_starts_serves_policies_and_ends_with_all_that_it_started(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-somebody")
 
     async def go():
-        server = VllmServer(tmp_path / "model", tmp_path / "logs", python=python())
+        # what is reachable from where is not for options to say
+        options = ("--max-loras", "2", "--host", "0.0.0.0", "--port", "1")
+        server = VllmServer(tmp_path / "model", tmp_path / "logs", python=python(), options=options)
         assert not await server.healthy()
         endpoint = await server.start()
         assert await server.start() == endpoint and await server.healthy()
@@ -140,6 +142,10 @@ def test_it_starts_serves_policies_and_ends_with_all_that_it_started(
         await server.load_policy("red", adapter("red"))
         await server.load_policy("blue", adapter("blue", b"2"))
         assert server.policies == {"red", "blue"}
+        news = [server.load_policy("new", adapter(f"new{n}", b"%d" % n)) for n in range(2)]
+        first, second = await asyncio.gather(*news, return_exceptions=True)
+        assert first is None and isinstance(second, ServerError)  # one name, two weights
+        await server.unload_policy("new")
         with pytest.raises(ServerError, match="already stands for other weights"):
             await server.load_policy("red", adapter("other", b"3"))
         await server.unload_policy("red")
@@ -165,6 +171,7 @@ def test_it_starts_serves_policies_and_ends_with_all_that_it_started(
     assert endpoint.token not in json.dumps(told["flags"])
     assert told["env"]["HF_HUB_OFFLINE"] == told["env"]["VLLM_NO_USAGE_STATS"] == "1"
     assert told["flags"]["host"] == "127.0.0.1" and told["flags"]["enable_prefix_caching"]
+    assert told["flags"]["max_loras"] == "2"
     assert told["flags"]["logprobs_mode"] == "processed_logprobs"
     assert told["middleware"] == "agentloop.serving.vllm_chat"
     assert not any("site-packages" in entry for entry in told["path"])
@@ -176,6 +183,20 @@ def test_a_crash_is_one_sentence_with_the_end_of_the_log(python, tmp_path):
     with pytest.raises(ServerError, match=r"vLLM server did not start: [\s\S]*no memory for the"):
         asyncio.run(server.start())
     assert gone(seen(tmp_path)["helper"])
+
+
+def test_a_failed_start_tells_of_itself_alone(python, tmp_path):
+    log = tmp_path / "vllm.log"
+    log.write_text("a line of an earlier run\n")
+    server = VllmServer(tmp_path / "model", tmp_path, python=python("crash"))
+    with pytest.raises(ServerError) as told:
+        asyncio.run(server.start())
+    assert "no memory" in str(told.value) and "earlier run" not in str(told.value)
+    assert log.read_text().startswith("a line of an earlier run\n")
+    nowhere = VllmServer(tmp_path / "model", tmp_path, python=tmp_path / "none")
+    with pytest.raises(ServerError, match=r"vLLM server cannot be started: .*No such file"):
+        asyncio.run(nowhere.start())
+    asyncio.run(nowhere.stop())
 
 
 def test_a_start_has_a_deadline(python, tmp_path):

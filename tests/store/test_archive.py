@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,8 @@ from agentloop.records import (
     artifact_id,
 )
 from agentloop.store.archive import Archive
+from agentloop.store.index import IndexBusy
+from agentloop.store.log import Log
 from agentloop.store.query import Draft, Query
 
 
@@ -174,7 +177,8 @@ def test_an_alias_goes_back_one_bundle_at_a_time(archive: Archive) -> None:
     assert archive.rollback("w/champion", reason="worse still") == a
     with pytest.raises(UsageError, match="no bundle before"):
         archive.rollback("w/champion")
-    archive.point("w/champion", c, reason="gate", scope="w")
+    # what is stored of the reason is not what was given; that is no other process's move
+    archive.point("w/champion", c, reason="password: q7R2k9Wx4T!", scope="w")
     assert archive.rollback("w/champion") == a
     assert [p.bundle for p in archive.alias_history("w/champion")] == [a, b, b, c, b, a, c, a]
     with pytest.raises(UnknownName, match="did you mean `w/champion`"):
@@ -252,6 +256,36 @@ def test_search_finds_what_was_just_added_and_filters(archive: Archive) -> None:
     with pytest.raises(UsageError, match="is empty; say what to look for"):
         archive.search("skill", " ")
     assert archive.verify()["ok"]
+
+
+def test_only_a_damaged_index_is_built_again(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.put(Skill(name="bees", description="bbb", document="d"))
+    archive.reindex()
+    near, build = archive.index.near, archive.index._build
+    faults: list[Exception] = []
+    told: list[Log] = []
+
+    def faulty(*given: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return near(*given)
+
+    def counted(log: Log) -> int:
+        told.append(log)
+        return build(log)
+
+    monkeypatch.setattr(archive.index, "near", faulty)
+    monkeypatch.setattr(archive.index, "_build", counted)
+    faults.append(StoreError("its files were taken away"))
+    assert len(archive.search("skill", "bbb")) == 1 and not told
+    faults.append(IndexBusy(archive.index.path))
+    with pytest.raises(IndexBusy, match="another process is writing"):
+        archive.search("skill", "bbb")
+    assert not told, "every process that waits would build it again"
+    faults += [StoreError("damaged"), StoreError("where no digest shows it")]
+    assert len(archive.search("skill", "bbb")) == 1 and len(told) == 1
 
 
 def test_damage_is_a_problem_not_a_traceback(archive: Archive) -> None:

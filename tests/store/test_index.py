@@ -239,6 +239,7 @@ def test_a_failed_drain_is_raised_by_the_next_search(
     (tmp_path / "index" / "mark.json.new").mkdir()  # the mark cannot be written
     assert index.near(log, "skill", "s1", 1)
     index._drainer.submit(int).result()  # the drain before it is done
+    assert not list(index.path.glob("chroma-*")), "what a failed build wrote fills the disk"
     with pytest.raises(StoreError, match="cannot be written"):
         index.near(log, "skill", "s1", 1)
     index.close()

@@ -347,6 +347,10 @@ def test_secrets_do_not_reach_the_file(tmp_path: Path, monkeypatch: pytest.Monke
     log = Log(tmp_path / "log.db")
     log.append([draft("a", body={"said": "it is correct-horse-battery, see"})])
     assert log.get("note", "a").body == {"said": "it is [redacted:MY_SERVICE_TOKEN], see"}
+    hidden = {1: ("it is", "correct-horse-battery"), "raw": b"correct-horse-battery"}
+    log.append([draft("b", body=hidden)])  # what JSON writes is searched, not what was given
+    mark = "[redacted:MY_SERVICE_TOKEN]"
+    assert log.get("note", "b").body == {"1": ["it is", mark], "raw": mark}
     log.close()
     with pytest.raises(StoreError, match="closed"):
-        log.append([draft("b")])
+        log.append([draft("c")])

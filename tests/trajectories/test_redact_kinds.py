@@ -100,6 +100,17 @@ def test_a_key_that_is_streamed_in_chunks_leaves_nothing() -> None:
             assert secret not in said and "[redacted:" in said
 
 
+@pytest.mark.parametrize("cut", [5, 20, 60, 130, 200, 225, -3])
+def test_a_private_key_in_two_messages_leaves_nothing(cut: int) -> None:
+    pem = next(secret for kind, secret, _ in SECRETS if kind == "pem")
+    asked = [f"The first part: {pem[:cut]}", f"{pem[cut:]} was the rest.", "Don't tell."]
+    body = [{"role": "user", "content": text} for text in asked]
+    assert BY_SHAPE.suspects(json.dumps(body).encode())
+    first, second, third = (one["content"] for one in BY_SHAPE(body))  # type: ignore[union-attr, index, call-overload, arg-type]
+    assert first == "The first part: [redacted:private_key]"
+    assert second == "[redacted:private_key] was the rest." and third == "Don't tell."
+
+
 def test_half_of_a_known_value_at_the_end_of_a_text_goes() -> None:
     """An error's text is cut at 300 characters, wherever that is."""
     half = f"wrong password {PASSWORD}"[:-5]
@@ -129,6 +140,35 @@ def test_a_value_without_a_secret_is_the_same_object() -> None:
 )  # fmt: skip
 def test_hostile_texts_end(part: str) -> None:
     assert Redactor({"K": PASSWORD}).text(part * (200_000 // len(part)) + " sk-" + PASSWORD)
+
+
+NAMES = ["password", "passwd", "passphrase", "pwd", "secret", "token", "cookie"] + [
+    f"{one}{sign}key"
+    for one in ["api", "access", "account", "auth", "private", "secret", "signing", "encryption"]
+    for sign in ("", "_", "-")
+]
+
+
+@pytest.mark.parametrize("sign", ["=", ": ", " = ", "\t= ", "\n  = ", " => ", '": "', "': '"])
+def test_every_name_of_an_assignment_is_seen_by_the_cheap_test(sign: str) -> None:
+    for name in (*NAMES, *(name.title() for name in NAMES), "privateKey", "authKey"):
+        value = "sid=q7R2k9Wx4T" if name.lower() == "cookie" else "q7R2k9Wx4T"
+        assert value not in BY_SHAPE.text(f"my {name}{sign}{value} there"), name
+
+
+def test_an_entry_of_an_object_is_an_assignment() -> None:
+    headers = {"X-Api-Key": "q7R2k9Wx4T!", "Authorization": "q7R2k9Wx4Tb3N8m5Zc"}
+    call = {"name": "login", "arguments": {"user": "anna", "dbPassword": "q7R2k9Wx4T"}}
+    body = {"calls": [call], "headers": headers}
+    assert BY_SHAPE.suspects(json.dumps(body).encode())
+    clean = BY_SHAPE(body)  # type: ignore[arg-type]
+    assert clean == {
+        "calls": [call | {"arguments": {"user": "anna", "dbPassword": "[redacted:secret]"}}],
+        "headers": {"X-Api-Key": "[redacted:secret]", "Authorization": "[redacted:authorization]"},
+    }
+    assert BY_SHAPE(clean) is clean  # type: ignore[comparison-overlap]
+    plain = {"password": "not telling", "token": "CancellationToken", "api_key": "get_key(1)"}
+    assert BY_SHAPE(plain) is plain  # type: ignore[comparison-overlap, arg-type]
 
 
 # --- token ids ----------------------------------------------------------------------------------
@@ -265,3 +305,21 @@ def test_basic_credentials_are_known_by_what_they_decode_to() -> None:
     code = base64.b64encode(b"user:open sesame").decode()
     assert BY_SHAPE.text(f"curl -H 'Basic {code}'") == "curl -H 'Basic [redacted:basic_auth]'"
     assert BY_SHAPE.text("Basic arithmetic") == "Basic arithmetic"
+
+
+@given(st.lists(st.text(max_size=60), max_size=8), st.lists(st.sampled_from(SECRETS), max_size=3))
+def test_many_are_suspected_as_one_by_one(
+    harmless: list[str], some: list[tuple[str, str, str]]
+) -> None:
+    """Looked at together, nothing that one text holds is missed, and its neighbours are not."""
+    texts = [*harmless, *(text for _, _, text in some), *(one[::-1] for one in harmless)]
+    random.Random(len(texts)).shuffle(texts)
+    many = [json.dumps(text).encode() for text in texts]
+    for redact in (BY_SHAPE, KNOWN):
+        assert redact.suspects_each(many) == [redact.suspects(one) for one in many]
+
+
+def test_all_kinds_are_suspected_among_many() -> None:
+    many = [json.dumps(text).encode() for _, _, text in SECRETS]
+    many += [json.dumps(text).encode() for text in benign(2000, seed=5)]
+    assert BY_SHAPE.suspects_each(many) == [BY_SHAPE.suspects(one) for one in many]

@@ -62,6 +62,7 @@ def test_a_wrong_value_is_told(keys: dict[str, Any], told: str) -> None:
         ("openai:m", {"fallbacks": ["gpt"]}, "write one of"),
         ("openai:m", {"fallbacks": ["openai:b", "openai:b"]}, "`b` stands twice"),
         ("openai:m", {"fallbacks": ["openai:m"]}, "`m` stands twice"),
+        ("openai:m", {"fallbacks": ["http://h/v1#b"]}, "`api.openai.com` and to `h`.*OPENAI_BASE"),
         ("http://h/v1", {"cache": True}, r"write `model: http://h/v1#NAME`"),
         ("openai:m", {"budget": {"usd": 1}}, r"price of `m`; add `prices: {m: {prompt: X"),
         (
@@ -83,6 +84,8 @@ def test_what_fits() -> None:
     check_calls(workflow(budget={"usd": 1}), parse("embedded", {}), {})
     check_calls(workflow(budget={"usd": 1}), parse("litellm:a/b", {}), {})  # its replies tell
     check_calls(workflow(fallbacks=["openai:b"], cache=True), parse("scripted"), {})  # no key here
+    bound = {**KEY, "OPENAI_BASE_URL": "https://api.openai.com/v1"}  # the other gets no key
+    check_calls(workflow(fallbacks=["http://h/v1#b"]), parse("openai:m", bound), bound)
 
 
 @pytest.fixture
