@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export LANGGRAPH_CLI_NO_ANALYTICS = 1
 
-.PHONY: demo test venv check test-integration test-slow peers vllm node clean
+.PHONY: demo test venv check test-integration test-vllm test-slow peers vllm node clean
 
 demo: venv
 	$(BIN)/python -m agentloop.cli.demo
@@ -17,6 +17,9 @@ test: venv
 
 test-integration: $(VENV)/.api
 	$(BIN)/python -m pytest -m "integration and not slow" --timeout 600
+
+test-vllm: $(VENV)/.api vllm
+	$(BIN)/python -m pytest -m "integration and not slow" -k vllm --timeout 900
 
 # The same with more seeds, kills and cuts.
 test-slow: $(VENV)/.api

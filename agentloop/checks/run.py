@@ -10,8 +10,8 @@ import asyncio
 import math
 import subprocess
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +20,7 @@ from agentloop.checks.results import CheckResult, Results, digest, run_key
 from agentloop.cycle import cycle, open_cycle
 from agentloop.errors import UnknownName, UsageError
 from agentloop.ports import Progress, silent
+from agentloop.records import Json
 from agentloop.refs import resolve
 from agentloop.store.archive import Archive
 from agentloop.workflows.assemble import Options, assemble, plan_hash
@@ -62,6 +63,16 @@ class CheckRun:
                 return finished
             async with assemble(self.loaded, archive, self.options(cycle_id)) as kit:
                 return await cycle(kit)
+
+    async def reports(self, cycles: int) -> list[Report]:
+        """Of so many cycles in this home, one after the other, each on tasks of its own."""
+        each = (replace(self, seed=self.seed + 1000 * number) for number in range(cycles))
+        return [await run.report() for run in each]
+
+    def beside(self, name: str, changes: Mapping[str, Json]) -> CheckRun:
+        """The same run with keys of the workflow changed, in a home of its own: another arm."""
+        changed = load(str(self.loaded.path), self.workspace, changes)
+        return replace(self, loaded=changed, home=find_home(self.home / name))
 
 
 Measure = Callable[[CheckRun], Awaitable[dict[str, float]]]

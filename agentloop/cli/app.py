@@ -37,6 +37,7 @@ app.add_typer(keep.store, name="store")
 app.add_typer(inspect_.inspect, name="inspect")
 app.add_typer(content.skills, name="skills")
 app.add_typer(content.instructions, name="instructions")
+app.add_typer(content.policies, name="policies")
 
 
 # Typer brings its own copy of click; its public face is `BadParameter`, a kind of `UsageError`, a

@@ -1,4 +1,4 @@
-"""Changing commands on content: `skills export`, `instructions edit`.
+"""Changing commands on content: `skills export`, `instructions edit`, `policies export`.
 
 Goes in: a version in the log, or a person's text. Comes out: a folder, or a version that serves.
 """
@@ -16,6 +16,7 @@ from agentloop.errors import UsageError
 
 skills = typer.Typer(help="The skill library.", no_args_is_help=True)
 instructions = typer.Typer(help="The instruction population.", no_args_is_help=True)
+policies = typer.Typer(help="The local model's trained versions.", no_args_is_help=True)
 
 
 @skills.command("export")
@@ -66,4 +67,26 @@ def edit_instruction(
     changed = archive.put(replace(bundle, instruction=edited))
     archive.point(f"{name}/champion", changed, reason="edited by a person", scope=name)
     show.tell(f"{name} now says {edited}; undo with: agentloop rollback {workflow}", style="bold")
+    return 0
+
+
+@policies.command("export")
+def export_policy(
+    id: Annotated[str, typer.Argument(help="A policy's id.")],
+    folder: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
+    home: opt.Home = None, dry_run: opt.DryRun = False,
+) -> int:  # fmt: skip
+    """Write a policy merged into its base, as safetensors."""
+    import asyncio
+
+    from agentloop.policies.export import export
+    from agentloop.policies.registry import Policies
+    from agentloop.workspace import home as find_home
+
+    found = Policies(find_home(home, create=False) / "policies")
+    policy = found.load(id)
+    if dry_run:
+        show.tell(f"would write {id} with its base {policy.base} to {folder}")
+        return 0
+    show.tell(f"wrote {asyncio.run(export(found, id, folder))}")
     return 0

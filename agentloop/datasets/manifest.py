@@ -1,8 +1,9 @@
 """Freeze rows into an immutable dataset directory, and read it back.
 
-In: rows, and a spec that says how they were chosen. Out: `<root>/<id>/rows.jsonl` with a
-`manifest.json`, and the `Dataset` record. The same rows and spec always give the same bytes and
-the same id, so freezing twice is one dataset. Rows that hold a secret are refused.
+In: rows, a spec that says how they were chosen, and the chosen episodes as they were then. Out:
+`<root>/<id>/rows.jsonl` (beside `chosen.jsonl`) with a `manifest.json`, and the `Dataset` record.
+The same rows, spec and episodes always give the same bytes and the same id, so freezing twice is
+one dataset. Rows that hold a secret are refused.
 """
 
 from __future__ import annotations
@@ -14,14 +15,29 @@ from pathlib import Path
 
 from agentloop.errors import UsageError
 from agentloop.files import new_directory, read_manifest
-from agentloop.records import Dataset, Json, Row, artifact_id
+from agentloop.records import Dataset, Json, Row, Score, artifact_id, record
 from agentloop.trajectories import codec, rows_file
 from agentloop.trajectories.redact import Redactor
 
+CHOSEN = "chosen.jsonl"
+
+
+@record
+class Frozen:
+    """A chosen episode as it was: what a later score or a rebuilt index could change."""
+
+    id: str
+    score: Score | None
+    share: float | None = None
+    """How much of its group was right."""
+    nearness: float | None = None
+    """Cosine to the text it was chosen by."""
+
 
 def freeze(
-    rows: Sequence[Row], spec: dict[str, Json], root: Path, *, redact: Redactor | None = None
-) -> Dataset:
+    rows: Sequence[Row], spec: dict[str, Json], root: Path, *, redact: Redactor | None = None,
+    chosen: Sequence[Frozen] = (),
+) -> Dataset:  # fmt: skip
     """Write the dataset below `root`, whole or not at all; one that is there is checked and kept.
     `redact` (default: what the environment holds) tells what is secret.
 
@@ -31,7 +47,12 @@ def freeze(
     if not rows:
         raise UsageError("there are no rows to freeze; collect more successful episodes first")
     lines = rows_file.lines_of(rows)
-    rows_file.refuse_secrets((*lines, codec.encode(spec)), redact or Redactor.from_environment())
+    kept = [codec.encode(one) for one in sorted(chosen, key=lambda one: one.id)]
+    if kept:
+        whole = b"".join(line + b"\n" for line in kept)
+        spec = {**spec, "chosen_sha256": hashlib.sha256(whole).hexdigest()}
+    every = (*lines, *kept, codec.encode(spec))
+    rows_file.refuse_secrets(every, redact or Redactor.from_environment())
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line + b"\n")
@@ -46,6 +67,8 @@ def freeze(
     if not target.exists():
         # Another process may freeze the same content first; the check below covers both.
         with suppress(FileExistsError), new_directory(target) as draft:
+            if kept:
+                (draft / CHOSEN).write_bytes(whole)
             rows_file.write_rows(draft, lines, {"dataset": codec.to_json(dataset)})
     read_manifest(target)
     return dataset
@@ -64,3 +87,14 @@ def rows_path(root: Path, dataset: Dataset) -> Path:
 def load_rows(path: Path) -> list[Row]:
     """The rows of a frozen file; raises `StoreError` when it is not what was frozen."""
     return rows_file.read_rows(path)
+
+
+def read_frozen(directory: Path) -> tuple[dict[str, Json], list[Frozen]]:
+    """The spec of the dataset in `directory` and its chosen episodes, by id. Raises `UsageError`
+    when none were frozen with it, `StoreError` when it is not what was frozen."""
+    manifest = read_manifest(directory)
+    dataset = codec.from_json(Dataset, manifest.get("dataset"))
+    if CHOSEN not in manifest["files"]:
+        raise UsageError(f"`{directory}` keeps no chosen episodes; freeze it from a recipe")
+    lines = (directory / CHOSEN).read_bytes().splitlines()
+    return dataset.spec, [codec.decode(Frozen, line) for line in lines]

@@ -63,7 +63,7 @@ def why_unusable(trajectory: Trajectory, redact: Redactor | None = None) -> Unus
         return "no_samples"
     if not all(node.token_ids for node in sampled):
         return "no_token_ids"
-    if any(node.logprobs and len(node.logprobs) != len(node.token_ids) for node in sampled):
+    if any(_misaligned(node) for node in sampled):
         return "misaligned_logprobs"
     for branch in branches(trajectory):
         nodes = [trajectory.nodes[at] for at in _span(trajectory, branch.nodes)]
@@ -76,6 +76,10 @@ def why_unusable(trajectory: Trajectory, redact: Redactor | None = None) -> Unus
         if redact(texts) is not texts:
             return "redacted"
     return None
+
+
+def _misaligned(node: Node) -> bool:
+    return node.logprobs is not None and len(node.logprobs) != len(node.token_ids)
 
 
 def _span(trajectory: Trajectory, path: Sequence[int]) -> Sequence[int]:
@@ -94,20 +98,36 @@ def _rows_of(episode: Episode, trajectory: Trajectory, system: str) -> list[Row]
         if not fresh:
             continue
         trained |= fresh
-        before = (trajectory.nodes[at].message for at in path[: path.index(span[0])])
-        segments, sampled, logprobs = _segments(trajectory.nodes, span, fresh)
-        rows.append(
-            Row(
-                episode=episode.id,
-                prompt=_prompt(before, system),
-                segments=segments,
-                sampled=sampled,
-                logprobs=logprobs,
-                group=episode.task.id,
-                policy=trajectory.nodes[max(fresh)].policy,
-            )
-        )
+        rows.append(_row(episode, trajectory, path, fresh, system))
     return rows
+
+
+def bare_row(episode: Episode, trajectory: Trajectory, system: str) -> Row | None:
+    """One row for a usable trajectory: its last branch with a sample, all of whose samples are
+    learned from. For what is judged as a whole; `None` without a sample."""
+    for branch in reversed(branches(trajectory)):
+        span = _span(trajectory, branch.nodes)
+        if span:
+            learned = {at for at in span if trajectory.nodes[at].sampled}
+            return _row(episode, trajectory, branch.nodes, learned, system)
+    return None
+
+
+def _row(
+    episode: Episode, trajectory: Trajectory, path: Sequence[int], learned: set[int], system: str
+) -> Row:
+    span = _span(trajectory, path)
+    before = (trajectory.nodes[at].message for at in path[: path.index(span[0])])
+    segments, sampled, logprobs = _segments(trajectory.nodes, span, learned)
+    return Row(
+        episode=episode.id,
+        prompt=_prompt(before, system),
+        segments=segments,
+        sampled=sampled,
+        logprobs=logprobs,
+        group=episode.task.id,
+        policy=trajectory.nodes[max(learned)].policy,
+    )
 
 
 def _prompt(messages: Iterable[Message], system: str) -> tuple[Message, ...]:

@@ -1,8 +1,9 @@
 """Name what training left: immutable policy directories with a checked manifest.
 
-In: a `TrainingResult`. Out: a `Policy` record and `root/<id>/` with the adapter's two files. Files
-are copied, so that a finished job can still be found; nothing is ever overwritten, and a
-policy is compared with its manifest each time before it is used.
+In: a `TrainingResult`. Out: a `Policy` record and `root/<id>/` with the two files of an adapter, or
+of a whole model where all weights were learned. Files are copied, so that a finished job can still
+be found; nothing is ever overwritten, and a policy is compared with its manifest each time before
+it is used.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from agentloop.files import new_directory, read_manifest, sha256_of, write_manif
 from agentloop.records import Policy, TrainingResult, artifact_id
 from agentloop.trajectories import codec
 
-WEIGHTS = "adapter_model.safetensors"
-FILES = ("adapter_config.json", WEIGHTS)
-"""All that an adapter is; anything else (pickles, checkpoints) stays behind."""
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+FULL = ("config.json", "model.safetensors")
+"""A configuration and its weights: all that a policy is, as an adapter or as a whole model.
+Anything else (pickles, checkpoints) stays behind."""
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
@@ -35,17 +37,18 @@ class Policies:
         self, result: TrainingResult, *, base: str, role: str = "agent",
         dataset: str | None = None, parents: Sequence[str] = (),
     ) -> Policy:  # fmt: skip
-        """Copy the adapter in and return its record. The same weights for the same base and role
-        are the same policy, whose first record stays.
+        """Copy an adapter or a whole model in and return its record. The same weights for the same
+        base and role are the same policy, whose first record stays.
 
-        Raises `StoreError` when the adapter is not what the trainer reported.
+        Raises `StoreError` when the weights are not what the trainer reported.
         """
         source = Path(result.adapter)
-        for name in FILES:
+        files = files_of(source)
+        for name in files:
             if not (source / name).is_file() or (source / name).is_symlink():
                 raise StoreError(f"`{source / name}` is missing; train the policy again")
-        if sha256_of(source / WEIGHTS) != result.sha256:
-            raise StoreError(f"`{source / WEIGHTS}` is not what the trainer wrote (sha256)")
+        if sha256_of(source / files[1]) != result.sha256:
+            raise StoreError(f"`{source / files[1]}` is not what the trainer wrote (sha256)")
         policy = Policy(
             base=base,
             sha256=result.sha256,
@@ -58,13 +61,13 @@ class Policies:
         if not target.exists():
             # Whoever admits the same policy first wins; the check below covers both.
             with suppress(FileExistsError), new_directory(target) as draft:
-                for name in FILES:
+                for name in files:
                     shutil.copyfile(source / name, draft / name)
                 write_manifest(draft, {"policy": codec.to_json(policy)})
         return self.load(policy_id(policy))
 
     def path(self, name: str) -> Path:
-        """The adapter's directory, after every file was compared with the manifest.
+        """The policy's directory, after every file was compared with the manifest.
 
         Raises `UnknownName`, or `StoreError` when a file is missing or was changed.
         """
@@ -89,6 +92,13 @@ class Policies:
         if not (self.root / name).is_dir():
             raise UnknownName("policy", name, self.names())
         return self.root / name
+
+
+def files_of(directory: Path) -> tuple[str, str]:
+    """The names of the configuration and the weights that `directory` holds or should hold:
+    `ADAPTER`, unless there is a whole model and no adapter."""
+    present = {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
+    return FULL if set(FULL) <= present and not set(ADAPTER) & present else ADAPTER
 
 
 def policy_id(policy: Policy) -> str:

@@ -6,7 +6,7 @@ from dataclasses import field
 from typing import Literal, TypeAlias
 
 from agentloop.records.base import Json, LaneName, content_id, record
-from agentloop.records.exchange import Message
+from agentloop.records.exchange import Message, Sampling
 
 
 @record
@@ -26,7 +26,23 @@ class Row:
     """One tuple per segment, empty for the unsampled."""
     weight: float = 1.0
     group: str = ""
+    """Rows of one group are samples of one task from one start."""
     policy: str | None = None
+    """The version that sampled it."""
+    sampling: Sampling | None = None
+    """How it was sampled: `logprobs` are under this temperature and cut-off; `None` is unknown."""
+    advantages: tuple[float, ...] = ()
+    """One per segment, 0 for the unsampled; empty without credit."""
+    reward: float | None = None
+    """The episode's total, before any credit."""
+    share: float | None = None
+    """How much of its group was right, those left out included, in [0, 1]."""
+    pair: str = ""
+    """Names the two rows of a preference."""
+    label: bool | None = None
+    """Whether it is the preferred of its pair or, where it has none, right; `None` is not told."""
+    attempts: tuple[int, ...] = ()
+    """Which attempt each segment belongs to, from 1; empty where there is only one."""
 
 
 @record
@@ -65,11 +81,12 @@ class Skill:
 
 @record
 class Policy:
-    """A version of the local policy: a LoRA adapter over `base`, in `policies/<id>/`."""
+    """A version of the local policy in `policies/<id>/`: a LoRA adapter over `base`, or a whole
+    model where all weights were learned."""
 
     base: str
     sha256: str
-    """Of the adapter's weights file."""
+    """Of the weights file."""
     role: str = "agent"
     dataset: str | None = None
     parents: tuple[str, ...] = ()

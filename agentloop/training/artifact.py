@@ -1,9 +1,10 @@
 """What a training method leaves: one directory, written whole, that also holds its result.
 
-In: a job, and a function that writes the adapter. Out: `job.out` with `adapter_config.json`,
-`adapter_model.safetensors`, `result.json` and a manifest. The result lies in the same rename as
-the weights, so a crash cannot leave one without the other, and a finished job is found again by
-the hash of its content.
+In: a job, and a function that writes what was learned. Out: `job.out` with an adapter
+(`adapter_config.json`, `adapter_model.safetensors`) or full weights (`config.json`,
+`model.safetensors`), `result.json` and a manifest. The result lies in the same rename as the
+weights, so a crash cannot leave one without the other, and a finished job is found again by the
+hash of its content.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from agentloop.trajectories import codec
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+FULL_CONFIG = "config.json"
+FULL_WEIGHTS = "model.safetensors"
+KINDS = ({CONFIG, WEIGHTS}, {FULL_CONFIG, FULL_WEIGHTS})
+"""What a method may leave: no pickles, no code, no optimizer."""
 RESULT = "result.json"
 
 
@@ -49,7 +54,7 @@ def finished(job: TrainingJob) -> TrainingResult | None:
 def publish(
     job: TrainingJob, write: Callable[[Path], None], *, metrics: dict[str, float], seconds: float
 ) -> TrainingResult:
-    """Let `write` fill a directory with the adapter, add the result, and move it to `job.out`.
+    """Let `write` fill a directory with what was learned, add the result, move it to `job.out`.
 
     A second process that ran the same job loses the race and returns the first one's result.
     Raises `TrainingError` when `write` left anything but safetensors and JSON.
@@ -58,11 +63,15 @@ def publish(
         with new_directory(Path(job.out)) as draft:
             write(draft)
             names = {entry.name for entry in draft.rglob("*")}
-            if names != {CONFIG, WEIGHTS}:
-                raise TrainingError(f"an adapter is {CONFIG} and {WEIGHTS}, not {sorted(names)}")
+            if names not in KINDS:
+                raise TrainingError(
+                    f"a method leaves {CONFIG} and {WEIGHTS}, or {FULL_CONFIG} and {FULL_WEIGHTS}, "
+                    f"not {', '.join(sorted(names)) or 'nothing'}"
+                )
+            weights = WEIGHTS if WEIGHTS in names else FULL_WEIGHTS
             result = TrainingResult(
                 adapter=job.out,
-                sha256=sha256_of(draft / WEIGHTS),
+                sha256=sha256_of(draft / weights),
                 metrics=metrics,
                 seconds=seconds,
             )

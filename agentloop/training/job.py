@@ -54,7 +54,8 @@ class ProcessTrainer:
         """Run `job` to its end; the same job, finished before, is returned and not repeated.
 
         Raises `UsageError` when the job is wrong (unknown setting, missing dataset),
-        `TrainingError` when the process fails, is killed, or passes its deadline.
+        `TrainingError` when the process fails (a damaged dataset, no memory, a guard), is killed,
+        or passes its deadline. Then nothing is in `job.out`, and the same job may be run again.
         """
         if done := finished(job):
             return done
@@ -96,7 +97,7 @@ class ProcessTrainer:
                 f"the trainer was stopped at its deadline of {self.deadline:g} s (log: {log.name})"
             ) from None
         finally:
-            await _end(process)
+            await end_group(process)
 
     async def _follow(self, process: Process, log: IO[bytes]) -> str:
         """Copy the output to the log, pass metrics on, and return the last other line."""
@@ -126,8 +127,8 @@ class ProcessTrainer:
         return True
 
 
-async def _end(process: Process) -> None:
-    """End the worker's process group, first politely. Its leader is not yet reaped or just was, so
+async def end_group(process: Process) -> None:
+    """End a worker's process group, first politely. Its leader is not yet reaped or just was, so
     the group id cannot have been given to another."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):

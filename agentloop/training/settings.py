@@ -7,7 +7,7 @@ file can be checked where the trainer is not installed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +15,7 @@ from agentloop.errors import UnknownName, UsageError
 from agentloop.records import Json
 
 Positive = Annotated[int, Field(ge=1)]
+S = TypeVar("S", bound=BaseModel)
 
 
 class SFTSettings(BaseModel):
@@ -49,11 +50,16 @@ class SFTSettings(BaseModel):
 
 def sft_settings(given: Mapping[str, Json]) -> SFTSettings:
     """Validate `given`; raises `UnknownName` for an unknown key, `UsageError` for a wrong value."""
+    return settings_of(SFTSettings, given)
+
+
+def settings_of(kind: type[S], given: Mapping[str, Json]) -> S:
+    """`given` as settings of `kind`, with the errors of `sft_settings`."""
     for key in given:
-        if key not in SFTSettings.model_fields:
-            raise UnknownName("training setting", key, SFTSettings.model_fields)
+        if key not in kind.model_fields:
+            raise UnknownName("training setting", key, kind.model_fields)
     try:
-        return SFTSettings.model_validate(dict(given))
+        return kind.model_validate(dict(given))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(at) for at in first["loc"])

@@ -100,7 +100,7 @@ def _run_blocks(flags: Flags) -> tuple[list[int], Flags]:
     neighbours, and few texts have such. Also the pairs' flags of base64."""
     import numpy as np
 
-    code = flags & _CODE
+    code: Flags = flags & np.uint16(_CODE)
     full = code.view(np.uint64) == _BLOCK_FLAGS
     return (full[:-1] & full[1:]).nonzero()[0].tolist(), code
 

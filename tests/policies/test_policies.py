@@ -85,6 +85,37 @@ def test_what_the_trainer_did_not_write_is_refused(tmp_path: Path) -> None:
     assert Policies(tmp_path / "policies").names() == []
 
 
+def whole_model(tmp_path: Path) -> TrainingResult:
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"all weights")
+    (folder / "training_args.bin").write_bytes(b"pickle")
+    return TrainingResult(adapter=str(folder), sha256=sha256_of(folder / "model.safetensors"))
+
+
+def test_a_whole_model_is_a_policy_too(tmp_path: Path) -> None:
+    policies = Policies(tmp_path / "policies")
+    given = whole_model(tmp_path)
+    policy = admit(policies, given)
+    path = policies.path(policy_id(policy))
+    names = ["config.json", "manifest.json", "model.safetensors"]
+    assert sorted(entry.name for entry in path.iterdir()) == names
+    assert (policy.sha256, policy.parents) == (given.sha256, ("p0",))
+    (path / "model.safetensors").write_bytes(b"all weightz")
+    with pytest.raises(StoreError):
+        policies.path(policy_id(policy))
+    with pytest.raises(StoreError, match="not what the trainer wrote"):
+        admit(policies, replace(given, sha256="0" * 64))
+
+
+def test_half_a_model_beside_half_an_adapter_is_refused(tmp_path: Path) -> None:
+    given = whole_model(tmp_path)
+    (tmp_path / "whole" / "adapter_config.json").write_text("{}")
+    with pytest.raises(StoreError, match="missing"):
+        admit(Policies(tmp_path / "policies"), given)
+
+
 def test_names_cannot_leave_the_root(tmp_path: Path) -> None:
     policies = Policies(tmp_path / "policies")
     for name in ("../adapter", "", ".hidden", "a/b", "/etc"):
