@@ -9,7 +9,7 @@ Imports torch: loaded by worker processes alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,6 @@ from transformers import (
 from agentloop.errors import TrainingError, UsageError
 from agentloop.records import Message, TrainingJob
 from agentloop.training.artifact import CONFIG, FULL_CONFIG, peak_rss, report
-from agentloop.training.examples import length_bucketed
 from agentloop.training.guards import Guards, GuardSettings
 from agentloop.training.preference_settings import TunedSettings
 from agentloop.training.settings import SFTSettings
@@ -148,20 +147,6 @@ def bfloat16(settings: SFTSettings, gpu: bool) -> bool:
 def at_once(settings: SFTSettings) -> int:
     """Tokens that are computed together."""
     return settings.tokens_at_once or (16384 if torch.cuda.is_available() else 384)
-
-
-class Bucketed(torch.utils.data.Sampler[int]):
-    """A new length-bucketed order in each epoch."""
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        self.seed += 1
-        return iter(length_bucketed(self.lengths, self.batch_size, self.seed))
 
 
 Figures = Callable[[Mapping[str, float]], Mapping[str, float]]

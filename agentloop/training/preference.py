@@ -37,6 +37,7 @@ from agentloop.training.preference_rows import (
     singles,
 )
 from agentloop.training.preference_settings import DPOSettings, KTOSettings, TunedSettings
+from agentloop.training.rows_trainer import Bucketed
 from agentloop.training.settings import settings_of
 from agentloop.trajectories.rows_file import read_rows
 
@@ -163,7 +164,7 @@ class _OwnRows:
 
     def _get_train_sampler(self: Any, train_dataset: Any = None) -> Any:
         lengths = list(self.train_dataset["length"])
-        return fit.Bucketed(lengths, self.args.per_device_train_batch_size, self.args.seed)
+        return Bucketed(lengths, self.args.per_device_train_batch_size, self.args.seed)
 
     def _precompute_ref_logps(self: Any, dataset: Any, name: str, batch_size: int) -> Any:
         """The reference's log-probs as columns, computed over rows of like length."""

@@ -30,6 +30,7 @@ from agentloop.training.examples import Example, example
 from agentloop.training.losses import Loss, listwise, pair_logistic
 from agentloop.training.preference_rows import labelled, pairs, refuse_empty
 from agentloop.training.preference_settings import RewardSettings
+from agentloop.training.rows_trainer import Bucketed
 from agentloop.training.settings import settings_of
 from agentloop.trajectories.rows_file import read_rows
 
@@ -127,7 +128,7 @@ class ListTrainer(RewardTrainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         lengths = list(self.train_dataset["length"])
-        return fit.Bucketed(lengths, self.args.per_device_train_batch_size, self.args.seed)
+        return Bucketed(lengths, self.args.per_device_train_batch_size, self.args.seed)
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Gradient of the mean loss over the lists of a batch, some lists at a time."""

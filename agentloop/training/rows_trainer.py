@@ -87,10 +87,10 @@ class RowsTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
-        return _Bucketed(lengths, self.args.per_device_train_batch_size, self.args.seed)
+        return Bucketed(lengths, self.args.per_device_train_batch_size, self.args.seed)
 
 
-class _Bucketed(torch.utils.data.Sampler[int]):
+class Bucketed(torch.utils.data.Sampler[int]):
     """A new length-bucketed order in each epoch."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:

@@ -2,7 +2,7 @@
 
 In: episodes of a toy as records, then the rows that a recipe cut from them. Out: one optimizer step
 by the settings that a job of `replay:train` would have. The decision worth knowing: a toy goes
-through the same records, rows and `ReplaySettings` as a language model, so that an experiment on it
+through the same records, rows, tensors and loss as a language model, so that an experiment on it
 fails when the shipped selection, credit, rows or loss do. Imports torch.
 """
 
@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from agentloop.errors import UsageError
 from agentloop.records import Episode, Message, Node, Row, Score, Task, ToolCall, Trajectory
-from agentloop.training import losses as L
 from agentloop.training.replay_rows import sample
 from agentloop.training.replay_settings import ReplaySettings
+from agentloop.training.replay_tensors import policy_loss, silenced, tensors
 from agentloop.training.toy import ToyPolicy
 
 
@@ -65,47 +64,10 @@ def update(
     if settings.anchor.weight or settings.anchor.first or settings.entropy:
         raise UsageError("a toy has neither anchor nor entropy bonus; leave them out")
     samples = [sample(row, settings) for row in rows]
-    tokens = _padded([one.ids for one in samples], torch.long)
-    mask = _padded([one.sampled for one in samples], torch.bool)[:, 1:]
-    old = _padded([one.old for one in samples], torch.double)[:, 1:]
-    advantages = _padded([one.advantages for one in samples], torch.double)[:, 1:]
-    own = torch.tensor([one.weight for one in samples]).unsqueeze(1)
-    logp = policy.logp(tokens, 1)
-    weights = L.weigh(mask, settings.reduction, settings.length) * own
-    if settings.covariance is not None:
-        weights = weights * _kept(logp.detach(), old, advantages, mask, settings, seed)
-    if settings.loss == "negative_aware":
-        correct = torch.tensor([one.correct for one in samples])
-        share = torch.tensor([one.share for one in samples])
-        rule = L.Negatives(**settings.negatives.model_dump())
-        loss = L.negative_aware(logp, old, weights, correct, share, rule)
-    else:
-        clip = _clip(settings)
-        loss = L.policy_gradient(logp, old, advantages, weights, clip, settings.level)
+    whole = tensors(samples, settings, torch.double, torch.device("cpu"))
+    tokens = whole.part(range(len(samples)), 1, whole.ids.shape[1])  # the first is not predicted
+    logp = policy.logp(whole.ids, 1)
+    tokens = silenced(logp.detach(), tokens, settings, seed)
+    loss = policy_loss(logp, tokens, tokens.weights * tokens.kept, settings)
     policy.step(loss.value * settings.weight)
     return {name: float(value) for name, value in loss.stats.items()}
-
-
-def _clip(settings: ReplaySettings) -> L.Clip | L.Cap | None:
-    clip = settings.clip
-    if clip is None:
-        return None
-    return L.Clip(clip.low, clip.high) if clip.most is None else L.Cap(clip.most)
-
-
-def _kept(
-    logp: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, settings: ReplaySettings, seed: int
-) -> Tensor:
-    """Where the loss stays, as the trainer has it: tokens that the clip silences are not chosen."""
-    given, clip, free = settings.covariance, _clip(settings), mask
-    assert given is not None
-    if isinstance(clip, L.Clip):
-        free = mask & ~L.outside((logp - old).exp(), advantages, clip)
-    band = L.Band(given.share, given.low, given.high)
-    chance = torch.Generator().manual_seed(seed)
-    return mask & ~(free & ~L.covariance_clip(logp, advantages, free, band, chance))
-
-
-def _padded(rows: Sequence[Sequence[float]], kind: torch.dtype) -> Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=kind)

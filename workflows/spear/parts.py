@@ -25,7 +25,7 @@ from agentloop.datasets.groups import countable, groups, samples, tools_called
 from agentloop.datasets.manifest import freeze
 from agentloop.datasets.replay import Replay, ReplayBuffer
 from agentloop.datasets.rl_rows import rl_rows
-from agentloop.lanes.bench import Bench, Order
+from agentloop.lanes.bench import Bench
 from agentloop.lanes.phase import API, METHODS, Lesson, learn, lent, skip
 from agentloop.ports import part
 from agentloop.records import Episode, Json, Proposal, Request, Row
@@ -161,33 +161,6 @@ class SelfImitation:
         for one in bench.archive.episodes(Query(scope=bench.workflow, purpose="collect")):
             found.setdefault(one.run, []).append(one)
         return [found[run] for run in found if run != bench.run] + [found.get(bench.run, [])]
-
-
-@part
-class Groups:
-    """`samples` of each of `tasks` tasks, under the instruction that serves: nothing is lent, so
-    what is learned from was sampled as it will be used."""
-
-    tasks: Annotated[int, Field(ge=1)] = 32
-    samples: Annotated[int, Field(ge=2)] = 8
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-
-    @property
-    def rollouts(self) -> int:
-        """For the plan."""
-        return self.tasks * self.samples
-
-    async def collect(self, bench: Bench) -> Json:
-        """Roll out, score, log; how many rollouts, how many solved, how many tool calls."""
-        tasks = bench.tasks.draw(self.tasks, split="train", seed=bench.seed)
-        order = Order(
-            purpose="collect", subject="groups", samples=self.samples, temperature=self.temperature
-        )
-        made = await bench.attempt(tasks, bench.bundle(bench.champion), order)
-        return {
-            "rollouts": len(made), "solved": sum(one.success for one in made),
-            "tool_calls": sum(len(tools_called(one)) for one in made),
-        }  # fmt: skip
 
 
 def replies(request: Request) -> str:
