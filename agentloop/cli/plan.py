@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from agentloop.cli import options as opt
 from agentloop.cli import show
-from agentloop.workflows.load import Loaded
-from agentloop.workflows.schema import PartSpec
 
 if TYPE_CHECKING:
     from agentloop.cli.session import Session
+    from agentloop.workflows.load import Loaded
+    from agentloop.workflows.schema import PartSpec
 
 
 @dataclass(frozen=True)

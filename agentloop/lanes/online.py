@@ -211,7 +211,10 @@ def measured(episodes: Sequence[Episode]) -> dict[str, float]:
 
 def watch(guards: Guards, number: int, figures: Mapping[str, float]) -> None:
     """Show the guards what drifts from round to round. Raises `TrainingError`."""
-    names = {"length": "length", "hack_rate": "hack_rate", "entropy_at_start": "entropy"}
+    names = {
+        "length": "length", "hack_rate": "hack_rate", "entropy_at_start": "entropy",
+        "last_kl": "kl",
+    }  # fmt: skip
     guards.watch(number, {said: figures[one] for one, said in names.items() if one in figures})
 
 

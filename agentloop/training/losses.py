@@ -295,9 +295,9 @@ def masked_kl(logp: Tensor, ref: Tensor, mask: Tensor, estimator: Estimator = "k
     """Divergence from `ref` on the tokens of `mask` alone, from the sampled tokens.
 
     `k2` is (logp - ref)^2 / 2, whose gradient on the policy's own samples is that of
-    KL(policy || ref); `k3` is exp(ref - logp) - (ref - logp) - 1, as TRL has it, an unbiased value
-    whose gradient is that of KL(ref || policy) (Schulman 2020; Tang & Munos 2025). `ref` gets no
-    gradient. Stat: `kl`, the mean of k3.
+    KL(policy || ref); `k3` is exp(ref - logp) - (ref - logp) - 1, as TRL has it, whose value is
+    unbiased on the policy's own samples and whose gradient is that of KL(ref || policy) (Schulman
+    2020; Tang & Munos 2025). `ref` gets no gradient. Stat: `kl`, the mean of k3.
     """
     weights = _weights(mask, logp)
     gap = -_log_ratio(logp, ref.detach(), weights)

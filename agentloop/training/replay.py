@@ -34,7 +34,15 @@ from agentloop.training.artifact import CONFIG, publish
 from agentloop.training.projection import Projection
 from agentloop.training.replay_rows import Part, Sample, parts, sample, steps, temperature_of
 from agentloop.training.replay_settings import ReplaySettings
-from agentloop.training.replay_tensors import Means, Tokens, fined, policy_loss, silenced, tensors
+from agentloop.training.replay_tensors import (
+    Means,
+    Tokens,
+    fined,
+    moved,
+    policy_loss,
+    silenced,
+    tensors,
+)
 from agentloop.training.settings import settings_of
 from agentloop.trajectories.rows_file import read_rows
 
@@ -183,10 +191,12 @@ class ReplayTrainer(GRPOTrainer):  # type: ignore[misc]
         if self._held and held.estimator != "centred":
             divergence = L.masked_kl(logp, view.ref, region, held.estimator)
             loss = loss + divergence.value
-        else:
-            ref = view.ref if self._held else view.old
+        elif self._held:
             region = view.weights
-            divergence = L.masked_kl(logp.detach(), ref, region)
+            divergence = L.masked_kl(logp.detach(), view.ref, region)
+        else:
+            region = view.weights
+            divergence = moved(logp, view)
         stats.add(divergence.stats, (region != 0).sum())
         sampled = view.mask.sum()
         stats.add({"entropy": entropy.detach().sum() / sampled}, sampled)

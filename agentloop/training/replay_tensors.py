@@ -23,6 +23,7 @@ from agentloop.training.losses import (
     Negatives,
     centred_kl,
     covariance_clip,
+    masked_kl,
     negative_aware,
     outside,
     policy_gradient,
@@ -131,6 +132,12 @@ def silenced(logp: Tensor, tokens: Tokens, settings: ReplaySettings, seed: int) 
     band = Band(given.share, given.low, given.high)
     silent = mask & ~covariance_clip(logp, tokens.advantages, mask, band, chance)
     return tokens.replaced(kept=tokens.mask & ~silent)
+
+
+def moved(logp: Tensor, tokens: Tokens) -> Loss:
+    """How far the policy is from the one that sampled: KL(sampler || policy) from the sampler's own
+    tokens, so what became unlikely counts in nats and not in its exponential. Stat: `kl`."""
+    return masked_kl(tokens.old, logp.detach(), tokens.weights)
 
 
 class Means:

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = (
     "torch", "trl", "transformers", "vllm", "chromadb", "docker", "langgraph", "litellm", "openai",
-    "networkx", "ray", "numpy", "aiohttp",
+    "networkx", "ray", "numpy", "aiohttp", "pydantic", "yaml",
 )  # fmt: skip
 
 

@@ -8,7 +8,15 @@ import torch
 from agentloop.training.losses import centred_kl
 from agentloop.training.replay_rows import Sample
 from agentloop.training.replay_settings import ReplaySettings
-from agentloop.training.replay_tensors import Means, Tokens, fined, policy_loss, silenced, tensors
+from agentloop.training.replay_tensors import (
+    Means,
+    Tokens,
+    fined,
+    moved,
+    policy_loss,
+    silenced,
+    tensors,
+)
 
 SAMPLES = [
     Sample((1, 2, 3, 4), (False, False, True, True), (0, 0, -1.0, -2.0), (0, 0, 1.0, 1.0),
@@ -69,3 +77,14 @@ def test_means_over_parts_count_their_tokens() -> None:
     means.add({"x": torch.tensor(5.0)}, 1)
     means.add({"x": torch.tensor(99.0)}, 0)
     assert means.means() == {"x": 2.0}
+
+
+def test_a_token_that_became_unlikely_counts_in_nats() -> None:
+    """Five nats down is 5 + e^-5 - 1, not e^5 - 6: learning from a wrong row is no divergence."""
+    tokens = made(reduction="token")
+    logp = tokens.old.clone()
+    place = tokens.mask.nonzero()[0]
+    logp[place[0], place[1]] -= 5.0
+    expected = (5 + torch.tensor(-5.0).exp() - 1) / tokens.mask.sum()
+    assert moved(logp, tokens).stats["kl"] == pytest.approx(float(expected), rel=1e-4)
+    assert float(moved(tokens.old, tokens).stats["kl"]) == 0

@@ -177,14 +177,20 @@ def test_rank_correlation(measures: ModuleType, curve: list[float], rank: float)
     assert measures.spearman(curve) == pytest.approx(rank)
 
 
-def test_informative_groups_are_counted_on_the_same_tasks(measures: ModuleType) -> None:
+@pytest.mark.parametrize(("right", "ratio"), [
+    ({("a", 3), ("b", 12)}, 2.0),  # one of b's two later groups of eight taught something
+    ({("b", 12), ("b", 20)}, 1.0),  # both did: the large one is no better
+    ({("a", 3)}, 0.0),  # what chose the task does not count
+])  # fmt: skip
+def test_informative_groups_are_those_that_did_not_choose_the_task(
+    measures: ModuleType, right: set[tuple[str, int]], ratio: float
+) -> None:
     made = [
-        replace(sample(f"{task}{at}", task, (task, at) in {("a", 3), ("b", 12)}), sample=at)
+        replace(sample(f"{task}{at}", task, (task, at) in right), sample=at)
         for task in ("a", "b", "c")
-        for at in range(16)
+        for at in range(24)
     ]
-    found = measures.informative(made)
-    assert found == {"hard_tasks": 3.0, "informative_ratio": 2.0}
+    assert measures.informative(made) == {"hard_tasks": 3.0, "informative_ratio": ratio}
 
 
 # --- an answer at a budget ------------------------------------------------------------------------

@@ -13,13 +13,13 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from agentloop.checks.rate import solved
 from agentloop.checks.run import CheckRun
 from agentloop.datasets.credit import GroupCredit
 from agentloop.datasets.filters import Filters
 from agentloop.datasets.makers import RLRows
 from agentloop.datasets.recipe import Recipe
 from agentloop.errors import UsageError
-from agentloop.lanes.bench import Bench, Order
 from agentloop.records import Bundle, Episode, Json, Policy, Row
 from agentloop.store.archive import Archive
 from agentloop.trajectories.redact import Redactor
@@ -175,22 +175,16 @@ async def phases(run: CheckRun) -> dict[str, float]:
             async with assemble(arm.loaded, archive, arm.options(report.cycle)) as kit:
                 first = archive.get(archive.alias_history(kit.alias)[0].bundle, Bundle)
                 if name == "nft":
-                    metrics["before"] = await rate(kit.bench, first)
+                    metrics["before"] = await solved(kit.bench, first, HELDOUT)
                 made = report.lanes["policy"].candidate
                 if made is None:
                     raise UsageError(f"the arm `{name}` trained nothing; see its cycle's report")
-                metrics[name] = await rate(kit.bench, replace(first, policies={"agent": made}))
+                metrics[name] = await solved(
+                    kit.bench, replace(first, policies={"agent": made}), HELDOUT
+                )
                 learned = archive.get(made, Policy).metrics
                 metrics |= {f"{name}.{key}": learned[f"last_{key}"] for key in ("entropy", "kl")}
     metrics["nft_minus_rft"] = metrics["nft"] - metrics["rft"]
     metrics["nft_minus_grpo"] = metrics["nft"] - metrics["grpo"]
     metrics["entropy_over_rft"] = metrics["nft.entropy"] / max(metrics["rft.entropy"], 1e-9)
     return metrics
-
-
-async def rate(bench: Bench, bundle: Bundle) -> float:
-    """Share of held-out tasks solved, greedily."""
-    tasks = bench.tasks.draw(HELDOUT, split="heldout", seed=bench.seed)
-    made = await bench.attempt(tasks, bundle, Order(purpose="eval", subject="heldout"))
-    scored = [one for one in made if one.score is not None]
-    return sum(one.success for one in scored) / max(len(scored), 1)

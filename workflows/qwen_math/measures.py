@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from agentloop.checks.rate import solved
 from agentloop.checks.run import CheckRun
 from agentloop.datasets.rows import sft_rows
 from agentloop.lanes.bench import Bench, Order
@@ -138,7 +139,10 @@ async def self_improvement(run: CheckRun) -> dict[str, float]:
             async with assemble(arm.loaded, archive, arm.options(reports[-1].cycle)) as kit:
                 first = archive.get(archive.alias_history(kit.alias)[0].bundle, Bundle)
                 last = archive.get(reports[-1].bundle, Bundle)
-                before, after = await rate(kit.bench, first), await rate(kit.bench, last)
+                before, after = (
+                    await solved(kit.bench, first, HELDOUT),
+                    await solved(kit.bench, last, HELDOUT),
+                )
                 metrics |= {f"{name}.before": before, f"{name}.after": after,
                             f"{name}.gain": after - before}  # fmt: skip
                 if arm is run:
@@ -155,16 +159,8 @@ async def tool_gain(run: CheckRun) -> dict[str, float]:
         [report] = await arm.reports(1)
         with Archive(arm.home) as archive:
             async with assemble(arm.loaded, archive, arm.options(report.cycle)) as kit:
-                metrics[name] = await rate(kit.bench, archive.get(report.bundle, Bundle))
+                metrics[name] = await solved(kit.bench, archive.get(report.bundle, Bundle), HELDOUT)
     return {**metrics, "tool_minus_alone": metrics["tool"] - metrics["alone"]}
-
-
-async def rate(bench: Bench, bundle: Bundle) -> float:
-    """Share of held-out tasks solved, greedily."""
-    tasks = bench.tasks.draw(HELDOUT, split="heldout", seed=bench.seed)
-    made = await bench.attempt(tasks, bundle, Order(purpose="eval", subject="heldout"))
-    scored = [one for one in made if one.score is not None]
-    return sum(one.success for one in scored) / max(len(scored), 1)
 
 
 async def voted(bench: Bench, bundle: Bundle) -> dict[str, float]:

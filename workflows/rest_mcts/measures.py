@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from agentloop.checks.rate import solved
 from agentloop.checks.run import CheckRun
 from agentloop.lanes.bench import Bench, Order
 from agentloop.lanes.tree_search import TreeSearch
@@ -166,22 +167,14 @@ async def self_training(run: CheckRun) -> dict[str, float]:
                 first = archive.get(archive.alias_history(kit.alias)[0].bundle, Bundle)
                 last = archive.get(reports[-1].bundle, Bundle)
                 metrics |= {
-                    f"{name}.before": await rate(kit.bench, first),
-                    f"{name}.after": await rate(kit.bench, last),
+                    f"{name}.before": await solved(kit.bench, first, HELDOUT),
+                    f"{name}.after": await solved(kit.bench, last, HELDOUT),
                     f"{name}.sampled_tokens": sampled_tokens(archive),
                 }
                 if isinstance(kit.collector, TreeSearch):
                     metrics |= await heldout_search(kit.bench, kit.collector, last)
     metrics["search_minus_sampled"] = metrics["search.after"] - metrics["sampled.after"]
     return metrics
-
-
-async def rate(bench: Bench, bundle: Bundle) -> float:
-    """Share of held-out tasks solved, greedily, one step after the other."""
-    tasks = bench.tasks.draw(HELDOUT, split="heldout", seed=bench.seed)
-    made = await bench.attempt(tasks, bundle, Order(purpose="eval", subject="heldout"))
-    scored = [one for one in made if one.score is not None]
-    return sum(one.success for one in scored) / max(len(scored), 1)
 
 
 async def heldout_search(bench: Bench, part: TreeSearch, bundle: Bundle) -> dict[str, float]:

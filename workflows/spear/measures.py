@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentloop.checks.rate import solved
 from agentloop.checks.run import CheckRun
 from agentloop.datasets.groups import tools_called
 from agentloop.datasets.replay import Replay
-from agentloop.lanes.bench import Bench, Order
 from agentloop.records import Bundle, Episode, Json
 from agentloop.refs import load_file
 from agentloop.store.archive import Archive
@@ -165,7 +165,7 @@ async def cycles(run: CheckRun) -> dict[str, float]:
         with Archive(arm.home) as archive:
             async with assemble(arm.loaded, archive, arm.options(reports[-1].cycle)) as kit:
                 last = archive.get(reports[-1].bundle, Bundle)
-                metrics[f"{name}.heldout"] = await rate(kit.bench, last)
+                metrics[f"{name}.heldout"] = await solved(kit.bench, last, HELDOUT)
             for number, report in enumerate(reports):
                 made = archive.episodes(Query(run=report.cycle, purpose="collect"))
                 metrics[f"{name}.solved@{number}"] = statistics.fmean(one.success for one in made)
@@ -175,11 +175,3 @@ async def cycles(run: CheckRun) -> dict[str, float]:
     metrics["spear_minus_plain"] = metrics["spear"] - metrics["plain"]
     metrics["heldout_minus_plain"] = metrics["spear.heldout"] - metrics["plain.heldout"]
     return metrics
-
-
-async def rate(bench: Bench, bundle: Bundle) -> float:
-    """Share of held-out tasks solved, greedily."""
-    tasks = bench.tasks.draw(HELDOUT, split="heldout", seed=bench.seed)
-    made = await bench.attempt(tasks, bundle, Order(purpose="eval", subject="heldout"))
-    scored = [one for one in made if one.score is not None]
-    return sum(one.success for one in scored) / max(len(scored), 1)

@@ -13,10 +13,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
+from agentloop.checks.rate import solved
 from agentloop.checks.run import CheckRun
 from agentloop.datasets import advantages
 from agentloop.datasets.groups import groups
-from agentloop.lanes.bench import Bench, Order
+from agentloop.errors import UsageError
+from agentloop.lanes.bench import Bench
 from agentloop.records import Bundle, Episode, Policy
 from agentloop.rewards.penalties import Patterns
 from agentloop.store.archive import Archive
@@ -183,18 +185,18 @@ async def thinking(run: CheckRun) -> dict[str, float]:
             bench = kit.bench
             first = archive.get(archive.alias_history(kit.alias)[0].bundle, Bundle)
             name = report.lanes["policy"].candidate
-            last = replace(first, policies={"agent": name}) if name else first
+            if name is None:
+                raise UsageError("the policy lane trained nothing; see the cycle's report")
+            last = replace(first, policies={"agent": name})
             for arm, bundle in {"init": first, "trained": last}.items():
                 curve = [await rate(bench, bundle, budget) for budget in BUDGETS]
                 metrics |= {f"{arm}@{at}": one for at, one in zip(BUDGETS, curve, strict=True)}
                 metrics[f"{arm}.gain"] = curve[-1] - curve[0]
                 metrics[f"{arm}.spearman"] = spearman(curve)
             metrics |= informative(archive.episodes(Query(run=report.cycle, purpose="collect")))
-            if name:
-                learned = archive.get(name, Policy).metrics
-                kept = learned["last_entropy"] / max(learned["entropy_at_start"], 1e-9)
-                metrics["entropy_kept"] = kept
-    metrics.setdefault("entropy_kept", 1.0)
+            learned = archive.get(name, Policy).metrics
+            kept = learned["last_entropy"] / max(learned["entropy_at_start"], 1e-9)
+            metrics["entropy_kept"] = kept
     metrics["gain_over_init"] = metrics["trained.gain"] - metrics["init.gain"]
     return metrics
 
@@ -202,20 +204,23 @@ async def thinking(run: CheckRun) -> dict[str, float]:
 async def rate(bench: Bench, bundle: Bundle, budget: int) -> float:
     """Share of held-out tasks solved, greedily, with `budget` tokens to think."""
     decoding = replace(bench.decoding, max_tokens=budget)
-    tasks = bench.tasks.draw(HELDOUT, split="heldout", seed=bench.seed)
-    order = Order(purpose="eval", subject=f"budget {budget}")
-    made = await replace(bench, decoding=decoding).attempt(tasks, bundle, order)
-    scored = [one for one in made if one.score is not None]
-    return sum(one.success for one in scored) / max(len(scored), 1)
+    lent = replace(bench, decoding=decoding)
+    return await solved(lent, bundle, HELDOUT, subject=f"budget {budget}")
 
 
 def informative(episodes: Sequence[Episode], small: int = 8) -> dict[str, float]:
-    """Of the tasks that were sampled more than `small` times: in how many the whole group has both
-    right and wrong samples, and in how many its first `small` have."""
+    """Of the tasks that were sampled more than `small` times: how often the later samples together
+    are both right and wrong, over how often groups of `small` of them are. The first `small` chose
+    the task, for having none right, and say nothing; 0 where no group taught anything."""
+    large, few = [], []
     found = [members for members in groups(episodes).values() if len(members) > small]
-    large = [len({one.success for one in members}) > 1 for members in found]
-    first = [len({one.success for one in members if one.sample < small}) > 1 for members in found]
-    ratio = sum(large) / max(sum(first), 1)
+    for members in found:
+        later = sorted((one for one in members if one.sample >= small), key=lambda one: one.sample)
+        right = [one.success for one in later]
+        large.append(len(set(right)) > 1)
+        cuts = [right[at : at + small] for at in range(0, len(right) - small + 1, small)]
+        few.append(statistics.fmean(len(set(cut)) > 1 for cut in cuts) if cuts else 0.0)
+    ratio = sum(large) / sum(few) if sum(few) else 0.0
     return {"hard_tasks": float(len(found)), "informative_ratio": ratio}
 
 
