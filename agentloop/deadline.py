@@ -1,9 +1,9 @@
 """Time that counts: a deadline over all attempts of a call and the clock of a rollout, which both
 stand still while a call waits its turn.
 
-In: seconds. Out: three contexts: `deadline` around a call, `Clock.running` around the calls of a
-rollout, and `off_the_clock` around a queue of our own making (a rate limit, a budget in use), which
-is nobody's slowness.
+In: seconds. Out: four contexts: `deadline` around a call, `Clock.running` around the calls of a
+rollout, `leaving_time` around a model that others may have to stand in for, and `off_the_clock`
+around a queue of our own making (a rate limit, a budget in use), which is nobody's slowness.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from contextvars import ContextVar
 
 _CURRENT: ContextVar[asyncio.Timeout | None] = ContextVar("agentloop_deadline", default=None)
 _CLOCK: ContextVar[Clock | None] = ContextVar("agentloop_clock", default=None)
+_OTHERS: ContextVar[int] = ContextVar("agentloop_others", default=0)
 
 
 class deadline:
-    """`async with deadline(30)`: `TimeoutError` after so many seconds on the clock."""
+    """`async with deadline(30)`: `TimeoutError` after so many `seconds` on the clock, or fewer
+    within `leaving_time`."""
 
     def __init__(self, seconds: float) -> None:
-        self._timeout = asyncio.timeout(seconds)
+        self.seconds = min(seconds, _share())
+        self._timeout = asyncio.timeout(self.seconds)
 
     async def __aenter__(self) -> deadline:
         await self._timeout.__aenter__()
@@ -35,6 +38,23 @@ class deadline:
         await self._timeout.__aexit__(*exit)  # type: ignore[arg-type]
 
 
+@contextmanager
+def leaving_time(others: int) -> Iterator[None]:
+    """Within, a deadline takes at most its equal share of what the rollout's clock has left, so
+    that `others` can still be asked. Without such a clock nothing changes."""
+    outer = _OTHERS.set(others)
+    try:
+        yield
+    finally:
+        _OTHERS.reset(outer)
+
+
+def _share() -> float:
+    """Seconds for the one of several models that is asked now."""
+    clock, others = _CLOCK.get(), _OTHERS.get()
+    return math.inf if clock is None or not others else clock.left() / (others + 1)
+
+
 def time_left() -> float:
     """Seconds that this task's deadline has on the clock; without one, or off it, no end."""
     timeout = _CURRENT.get()
@@ -43,16 +63,21 @@ def time_left() -> float:
 
 
 class Clock:
-    """The seconds of one rollout: it stands still while any of the rollout's calls is off the
-    clock."""
+    """The seconds of one rollout, of which it may have `limit`: it stands still while any of the
+    rollout's calls is off the clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float = math.inf) -> None:
+        self._limit = limit
         self._began = time.monotonic()
         self._stopped, self._waiting = 0.0, 0
 
     def seconds(self) -> float:
         """On the clock so far."""
         return (self._stopped if self._waiting else time.monotonic()) - self._began
+
+    def left(self) -> float:
+        """On the clock from now on; negative when it is late."""
+        return self._limit - self.seconds()
 
     @contextmanager
     def running(self) -> Iterator[None]:

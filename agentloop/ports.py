@@ -180,6 +180,11 @@ class Server(Protocol):
         """Serve the adapter at `path` as model `name`, beside the base; idempotent."""
         ...
 
+    async def unload_policy(self, name: str) -> None:
+        """Let go of adapter `name`: replies under way are finished, later requests for it are
+        refused until it is loaded again. One that is not served is passed over."""
+        ...
+
     async def stop(self) -> None:
         """Stop it; idempotent."""
         ...

@@ -12,8 +12,9 @@ TEMPLATE = (
 )
 
 
-def make(path: Path, *, seed: int = 0) -> Path:
-    """Write the model to `path`. It pads with the token that ends an answer, as SmolLM2 does."""
+def make(path: Path, *, seed: int = 0, pad: str = "<|im_end|>") -> Path:
+    """Write the model to `path`. It pads with the token that ends an answer, as SmolLM2 does, or
+    with `<|endoftext|>`."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -26,7 +27,7 @@ def make(path: Path, *, seed: int = 0) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw,
         eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
+        pad_token=pad,
         extra_special_tokens=["<|im_start|>"],
     )
     tokenizer.chat_template = TEMPLATE

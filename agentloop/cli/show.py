@@ -116,6 +116,8 @@ def trace(episode: Episode, *, show_system: bool = True) -> Panel:
                 body.append_text(clean(f"\n→ {call.name}({call.arguments})", 1200))
             if node.sampled and node.token_ids:
                 body.append(f"  [{len(node.token_ids)} tokens]", style="dim")
+            if node.fallback:
+                body.append(f"  [by {clean(node.fallback, 200).plain}]", style="dim")
             who = ("example", "dim") if lent else (message.role, f"bold {style}")
             lines.add_row(Text(who[0], style=who[1]), body)
     return Panel(

@@ -1,8 +1,9 @@
 """Who earned it: episodes in, an advantage for each sampled message out.
 
-A credit is a part whose one method takes the chosen episodes of a phase; the arithmetic is in
-`advantages`. One decision: advantages are by (episode, trajectory, node) and not by row, so that
-how a trajectory is cut into rows cannot change what a message is paid. Groups are `group_of`'s.
+A credit is a part whose one method takes whole groups of a phase, those members included that no
+row is made of; the arithmetic is in `advantages`. One decision: advantages are by (episode,
+trajectory, node) and not by row, so that how a trajectory is cut into rows cannot change what a
+message is paid. Groups are `group_of`'s.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ class StepCredit:
                 [reward(one) for one in members], steps, alpha=self.alpha, baseline=self.baseline
             )
             for one, each in zip(members, values, strict=True):
-                credits.update(zip(_places(one), each, strict=True))
+                if places := _places(one):
+                    credits.update(zip(places, each, strict=True))
         return credits
 
 
@@ -173,10 +175,12 @@ def _mean(members: Sequence[Episode]) -> float:
 
 
 def _steps(episode: Episode) -> tuple[float, ...]:
+    """Its step rewards; those of one that held a secret count, though nobody learns from it."""
     steps = episode.score.steps if episode.score is not None else ()
-    if len(steps) != len(samples(episode)):
+    many = len(samples(episode))
+    if many and len(steps) != many:
         raise UsageError(
-            f"the score of `{episode.id}` has {len(steps)} step rewards for "
-            f"{len(samples(episode))} sampled messages; give one for each"
+            f"the score of `{episode.id}` has {len(steps)} step rewards for {many} sampled "
+            "messages; give one for each"
         )
     return steps

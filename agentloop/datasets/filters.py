@@ -4,8 +4,9 @@ In: episodes with their latest scores, and what the choice is lent (held-out tas
 embedder, the order of policy versions, the time). Out: `Chosen`: those that passed in their order,
 and how many were left out for which reason. Two decisions. Held-out tasks are an error and not a
 condition, asked after the conditions, so that a whole log may be given. A group's statistics (the
-share that was right, whether rewards differ) are of all its scored samples, also of those that a
-condition leaves out. Family labels are never read.
+share that was right, whether rewards differ, what credit compares with) are of all its scored
+samples, also of those that a condition leaves out: a baseline of the chosen alone is biased by the
+choice. Family labels are never read.
 """
 
 from __future__ import annotations
@@ -15,21 +16,29 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from operator import attrgetter
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
 from agentloop.datasets.decontaminate import Decontaminate
-from agentloop.datasets.groups import countable, mixed, policies, shares, tools_called, trained
+from agentloop.datasets.groups import (
+    countable,
+    groups,
+    mixed,
+    policies,
+    shares,
+    tools_called,
+    trained,
+)
 from agentloop.datasets.near import Dedupe, Near, Search
-from agentloop.datasets.select import Key, capped, distinct, guard_held_out
+from agentloop.datasets.select import Count, Key, capped, distinct, guard_held_out
 from agentloop.errors import UsageError
 from agentloop.ports import Embedder, part
-from agentloop.records import Episode, Reason, Task, record
+from agentloop.records import Episode, Reason, Skill, Task, record
 
 BASE = "base"
 """What the base model is called among policy versions."""
-Count = Annotated[int, Field(ge=1)]
 Passes = Callable[[Episode], bool]
 Narrows = Callable[[list[Episode]], list[Episode]]
 T = TypeVar("T")
@@ -42,6 +51,9 @@ class Chosen:
     episodes: tuple[Episode, ...]
     nearness: dict[str, float] = field(default_factory=dict)
     """Cosine to the text of `near`, by episode id; empty without it."""
+    members: tuple[Episode, ...] = ()
+    """What credit compares with: whole groups, those members included that were not chosen. Empty
+    is the chosen alone."""
     shares: dict[str, float] = field(default_factory=dict)
     """How much of its group was right, by episode id."""
     left_out: dict[str, int] = field(default_factory=dict)
@@ -54,6 +66,8 @@ class Lent:
 
     held_out: Sequence[Task] = ()
     search: Search | None = None
+    skill: Callable[[str], Skill] | None = None
+    """A skill by its id."""
     embedder: Embedder | None = None
     versions: Sequence[str] = ()
     """Policy versions from oldest to newest; `base` is the base model."""
@@ -131,21 +145,27 @@ class Filters:
         return Chosen(
             episodes=tuple(kept),
             nearness={one.id: nearness[one.id] for one in kept if one.id in nearness},
+            members=self._members(episodes, lent),
             shares={one.id: share[one.id] for one in kept},
             left_out=dict(sorted(left_out.items())),
         )
 
+    def _members(self, episodes: Sequence[Episode], lent: Lent) -> tuple[Episode, ...]:
+        """All that count of the groups that the conditions on where, when and by whom ask for,
+        however they went."""
+        scope = [passes for _, passes in self._scope(lent)]
+        return tuple(
+            one
+            for members in groups(filter(countable, episodes)).values()
+            if any(all(passes(each) for passes in scope) for each in members)
+            for one in members
+        )
+
     def _checks(self, episodes: Sequence[Episode], lent: Lent) -> Iterator[tuple[str, Passes]]:
         """(reason, condition) of one episode alone, in the order in which they are asked."""
-        yield "purpose", lambda one: one.purpose in self.purposes
-        if self.runs:
-            yield "run", lambda one: one.run in self.runs
-        if self.bundles:
-            yield "bundle", lambda one: one.bundle in self.bundles
+        yield from self._scope(lent)
         yield "broken or unscored", countable
         yield "not trainable", lambda one: bool(trained(one))
-        yield from self._times(lent)
-        yield from self._versions(lent)
         yield from self._outcomes()
         if self.mixed_groups:
             differ = mixed(episodes)
@@ -156,6 +176,16 @@ class Filters:
             yield "group too hard", lambda one: share[one.id] >= low
         if high is not None:
             yield "group too easy", lambda one: share[one.id] <= high
+
+    def _scope(self, lent: Lent) -> Iterator[tuple[str, Passes]]:
+        """Conditions on where, when and by whom it was sampled."""
+        yield "purpose", lambda one: one.purpose in self.purposes
+        if self.runs:
+            yield "run", lambda one: one.run in self.runs
+        if self.bundles:
+            yield "bundle", lambda one: one.bundle in self.bundles
+        yield from self._times(lent)
+        yield from self._versions(lent)
 
     def _times(self, lent: Lent) -> Iterator[tuple[str, Passes]]:
         if self.since is not None:
@@ -207,7 +237,7 @@ class Filters:
             near = self.near
 
             def nearest(kept: list[Episode]) -> list[Episode]:
-                nearness.update(near.choose(kept, search, embedder))
+                nearness.update(near.choose(kept, search, embedder, skill=lent.skill))
                 return [one for one in kept if one.id in nearness]
 
             yield "not near", nearest
@@ -217,7 +247,8 @@ class Filters:
             embedder = _given(lent.embedder, "dedupe", "an embedder")
             yield "same meaning", partial(_unlike, self.dedupe, embedder)
         if self.cap_per_task is not None:
-            yield "cap_per_task", partial(capped, limit=self.cap_per_task, key=_task)
+            task = attrgetter("task.id")
+            yield "cap_per_task", partial(capped, limit=self.cap_per_task, key=task)
         if self.cap_per_kind is not None:
             yield "cap_per_kind", partial(capped, limit=self.cap_per_kind, key=lent.kind or _all)
         if self.limit is not None:
@@ -233,10 +264,6 @@ def _clean(rule: Decontaminate, held_out: Sequence[Task], kept: list[Episode]) -
 def _unlike(rule: Dedupe, embedder: Embedder, kept: list[Episode]) -> list[Episode]:
     ids = rule.choose(kept, embedder)
     return [one for one in kept if one.id in ids]
-
-
-def _task(episode: Episode) -> str:
-    return episode.task.id
 
 
 def _all(_: Episode) -> str:

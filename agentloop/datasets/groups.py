@@ -3,7 +3,8 @@
 In: episodes. Out: the name of the group of each (samples of one task from one start), how much of a
 group was right, the sampled messages in order with the attempt that each belongs to, the tools that
 were called. One decision: a group is told by what was really the same (task, bundle, run, the
-messages before the first sample, the policy version), not by what was ordered together.
+messages before the first sample, the policy version), not by what was ordered together. A sample
+that held a secret is learned from by nobody, and still belongs to its group.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def group_of(episode: Episode) -> str:
     task, bundle, run, purpose, messages before the first sample, and version that sampled."""
     start: list[tuple[str, str]] = []
     policy = None
-    for trajectory in trained(episode):
+    for trajectory in _sampled(episode):
         first = next(at for at, node in enumerate(trajectory.nodes) if node.sampled)
         policy = trajectory.nodes[first].policy
         at = trajectory.nodes[first].parent
@@ -55,11 +56,7 @@ def countable(episode: Episode) -> bool:
 
 def trained(episode: Episode) -> list[Trajectory]:
     """Its trajectories that a learner may see: trainable, with a sample, never with a secret."""
-    return [
-        each
-        for each in episode.trajectories
-        if each.trainable and not each.redacted and any(node.sampled for node in each.nodes)
-    ]
+    return [each for each in _sampled(episode) if not each.redacted]
 
 
 def samples(episode: Episode) -> list[tuple[int, int]]:
@@ -123,6 +120,14 @@ def mixed(episodes: Sequence[Episode]) -> set[str]:
         if len(values) > 1:
             found.update(one.id for one in members)
     return found
+
+
+def _sampled(episode: Episode) -> list[Trajectory]:
+    return [
+        each
+        for each in episode.trajectories
+        if each.trainable and any(node.sampled for node in each.nodes)
+    ]
 
 
 def _by_a_person(message: Message) -> bool:

@@ -1,6 +1,6 @@
 """Freeze rows into an immutable dataset directory, and read it back.
 
-In: rows, a spec that says how they were chosen, and the chosen episodes as they were then. Out:
+In: rows, a spec that says how they came about, and the episodes that it took, as they were. Out:
 `<root>/<id>/rows.jsonl` (beside `chosen.jsonl`) with a `manifest.json`, and the `Dataset` record.
 The same rows, spec and episodes always give the same bytes and the same id, so freezing twice is
 one dataset. Rows that hold a secret are refused.
@@ -24,7 +24,7 @@ CHOSEN = "chosen.jsonl"
 
 @record
 class Frozen:
-    """A chosen episode as it was: what a later score or a rebuilt index could change."""
+    """An episode as it was: what a later score or a rebuilt index could change."""
 
     id: str
     score: Score | None
@@ -32,6 +32,8 @@ class Frozen:
     """How much of its group was right."""
     nearness: float | None = None
     """Cosine to the text it was chosen by."""
+    chosen: bool = True
+    """Or not, and credit compared the chosen of its group with it."""
 
 
 def freeze(
@@ -49,17 +51,13 @@ def freeze(
     lines = rows_file.lines_of(rows)
     kept = [codec.encode(one) for one in sorted(chosen, key=lambda one: one.id)]
     if kept:
-        whole = b"".join(line + b"\n" for line in kept)
-        spec = {**spec, "chosen_sha256": hashlib.sha256(whole).hexdigest()}
+        spec = {**spec, "chosen_sha256": _sha256(kept)}
     every = (*lines, *kept, codec.encode(spec))
     rows_file.refuse_secrets(every, redact or Redactor.from_environment())
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(line + b"\n")
     dataset = Dataset(
         rows=len(rows),
         tokens=sum(len(segment) for row in rows for segment in row.segments),
-        sha256=digest.hexdigest(),
+        sha256=_sha256(lines),
         episodes=tuple(sorted({row.episode for row in rows})),
         spec=spec,
     )
@@ -68,10 +66,15 @@ def freeze(
         # Another process may freeze the same content first; the check below covers both.
         with suppress(FileExistsError), new_directory(target) as draft:
             if kept:
-                (draft / CHOSEN).write_bytes(whole)
+                (draft / CHOSEN).write_bytes(b"".join(line + b"\n" for line in kept))
             rows_file.write_rows(draft, lines, {"dataset": codec.to_json(dataset)})
     read_manifest(target)
     return dataset
+
+
+def sha256_of(rows: Sequence[Row]) -> str:
+    """What `Dataset.sha256` is when these are its rows, in any order."""
+    return _sha256(rows_file.lines_of(rows))
 
 
 def dataset_id(dataset: Dataset) -> str:
@@ -89,12 +92,19 @@ def load_rows(path: Path) -> list[Row]:
     return rows_file.read_rows(path)
 
 
-def read_frozen(directory: Path) -> tuple[dict[str, Json], list[Frozen]]:
-    """The spec of the dataset in `directory` and its chosen episodes, by id. Raises `UsageError`
-    when none were frozen with it, `StoreError` when it is not what was frozen."""
+def read_frozen(directory: Path) -> tuple[Dataset, list[Frozen]]:
+    """The dataset in `directory` and the episodes that it took, by id. Raises `UsageError` when
+    none were frozen with it, `StoreError` when it is not what was frozen."""
     manifest = read_manifest(directory)
     dataset = codec.from_json(Dataset, manifest.get("dataset"))
     if CHOSEN not in manifest["files"]:
         raise UsageError(f"`{directory}` keeps no chosen episodes; freeze it from a recipe")
     lines = (directory / CHOSEN).read_bytes().splitlines()
-    return dataset.spec, [codec.decode(Frozen, line) for line in lines]
+    return dataset, [codec.decode(Frozen, line) for line in lines]
+
+
+def _sha256(lines: Sequence[bytes]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line + b"\n")
+    return digest.hexdigest()

@@ -20,7 +20,7 @@ from pydantic import Field
 from agentloop.datasets.groups import sampled_text
 from agentloop.errors import UsageError
 from agentloop.ports import Embedder, part
-from agentloop.records import Episode
+from agentloop.records import Episode, Skill
 
 Vectors = NDArray[np.float64]
 _MEASURED = 50_000
@@ -39,7 +39,7 @@ class Search(Protocol):
     """Find by meaning, as the store does."""
 
     def __call__(self, kind: str, text: str, k: int) -> Sequence[tuple[str, float]]:
-        """(id, cosine distance) of about the `k` nearest of a kind (`episode`, `skill`), nearest
+        """(id, cosine distance) of about the `k` nearest of a kind (such as `episode`), nearest
         first; fewer only when there are no more."""
         ...
 
@@ -55,18 +55,21 @@ class Near:
     skills, with the episodes that were shown one of them."""
 
     def choose(
-        self, episodes: Sequence[Episode], search: Search, embedder: Embedder
-    ) -> dict[str, float]:
-        """The cosine to `text` by the id of each chosen episode."""
+        self, episodes: Sequence[Episode], search: Search, embedder: Embedder, *,
+        skill: Callable[[str], Skill] | None = None,
+    ) -> dict[str, float]:  # fmt: skip
+        """The cosine to `text` by the id of each chosen episode. `of` skills needs `skill`, which
+        gives one by its id; raises `UsageError` without it, else what it raises."""
         if self.of == "skills":
-            return self._by_skill(episodes, search)
+            if skill is None:
+                raise UsageError("`near` of skills needs the skills, and none were lent to it")
+            return self._by_skill(episodes, skill, embedder)
         unit: Callable[[Episode], str] = _task if self.of == "tasks" else _name
         prompts = {unit(one): one.task.prompt for one in episodes}
         if len(set(prompts.values())) > _MEASURED:
             names = self._proposed({one.id: unit(one) for one in episodes}, search)
             prompts = {name: prompts[name] for name in names}
-        cosines = self._measured(prompts, embedder)
-        chosen = dict(sorted(cosines.items(), key=lambda one: (-one[1], one[0]))[: self.k])
+        chosen = self._nearest(prompts, embedder)
         return {one.id: chosen[unit(one)] for one in episodes if unit(one) in chosen}
 
     def _proposed(self, unit: Mapping[str, str], search: Search) -> Iterable[str]:
@@ -88,17 +91,22 @@ class Near:
             width *= 4
         return set(unit.values())
 
-    def _measured(self, texts: Mapping[str, str], embedder: Embedder) -> dict[str, float]:
+    def _nearest(self, texts: Mapping[str, str], embedder: Embedder) -> dict[str, float]:
+        """The cosines of the `k` nearest, by name."""
         each = embedded([self.text, *texts.values()], embedder)
-        cosines = np.round(each[1:] @ each[0], _DIGITS) + 0.0
-        return dict(zip(texts, map(float, cosines), strict=True))
+        cosines = map(float, np.round(each[1:] @ each[0], _DIGITS) + 0.0)
+        ranked = sorted(zip(texts, cosines, strict=True), key=lambda one: (-one[1], one[0]))
+        return dict(ranked[: self.k])
 
-    def _by_skill(self, episodes: Sequence[Episode], search: Search) -> dict[str, float]:
-        hits = search("skill", self.text, max(_LEAST, _OVER * self.k))
-        ranked = sorted((round(distance, _DIGITS - 1), name) for name, distance in hits)
-        cosine = {name: 1.0 - distance for distance, name in ranked[: self.k]}
+    def _by_skill(
+        self, episodes: Sequence[Episode], skill: Callable[[str], Skill], embedder: Embedder
+    ) -> dict[str, float]:
+        """All that were shown are measured, by the text that the store finds a skill by."""
+        shown = {name: skill(name) for name in sorted({s for one in episodes for s in one.skills})}
+        texts = {name: f"{one.name}\n{one.description}" for name, one in shown.items()}
+        cosine = self._nearest(texts, embedder)
         return {
-            one.id: max(cosine[skill] for skill in one.skills if skill in cosine)
+            one.id: max(cosine[name] for name in one.skills if name in cosine)
             for one in episodes
             if cosine.keys() & set(one.skills)
         }

@@ -1,4 +1,4 @@
-"""Rows kept for another update, and rows mixed with demonstrations.
+"""Rows kept for another update.
 
 In: rows with rewards and advantages, and the number of updates so far. Out: rows to learn from
 again. A row keeps the log-probs that it was sampled with, which is what makes its ratio right, and
@@ -150,28 +150,3 @@ def _check(row: Row) -> None:
             f"a row of episode `{row.episode}` lacks its reward, log-probs or advantages; "
             "only rows for methods that use ratios can be replayed"
         )
-
-
-@part
-class MixedReplay:
-    """A fixed share of demonstrations in every batch (Ball et al. 2023, RLPD: one half)."""
-
-    share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-
-    def draw(
-        self, n: int, *, online: Sequence[Row], demonstrations: Sequence[Row], seed: int
-    ) -> list[Row]:
-        """`n` rows, round(n x share) of them demonstrations; all from the one when the other is
-        empty, none when both are. A row comes again only when all of its kind were taken."""
-        chance = random.Random(seed)
-        shown = round(n * self.share) if demonstrations else 0
-        if not online:
-            shown = n if demonstrations else 0
-        return _take(demonstrations, shown, chance) + _take(online, n - shown, chance)
-
-
-def _take(rows: Sequence[Row], n: int, chance: random.Random) -> list[Row]:
-    taken: list[Row] = []
-    while rows and len(taken) < n:
-        taken += chance.sample(list(rows), min(len(rows), n - len(taken)))
-    return taken

@@ -3,8 +3,9 @@
 In: chosen episodes and their credits. Out: one `Row` per branch that has a sample of its own, with
 every token of the branch as the engine saw it (prompt included, so `Row.prompt` is empty), the
 log-probs the samples were drawn with, one advantage per sampled segment, and whether the episode
-was right. One decision: only `ratio_branches` makes these rows, and a sample that two branches
-share is learned from in the first of them; in the other it is context.
+was right. Two decisions: only `ratio_branches` makes these rows, and a sample that two branches
+share is learned from in the first of them; in the other it is context. A row has one policy and one
+sampling, so a trajectory with a branch of several is left out and counted.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from typing import Literal, TypeAlias
 from agentloop.datasets.credit import Credits
 from agentloop.datasets.groups import group_of
 from agentloop.datasets.rows import Unusable, why_unusable
-from agentloop.datasets.segments import Segment, cut, fields
+from agentloop.datasets.segments import Segment, cut, fields, setting
 from agentloop.errors import UsageError
 from agentloop.records import Episode, Row, Trajectory
 from agentloop.trajectories.branches import RatioBranch, basis, branches, ratio_branches
 from agentloop.trajectories.redact import Redactor
 
-NoRatio: TypeAlias = Unusable | Literal["no_logprobs", "no_prompt_ids"]
+NoRatio: TypeAlias = Unusable | Literal["no_logprobs", "no_prompt_ids", "several_settings"]
 
 
 def rl_rows(
@@ -37,8 +38,9 @@ def rl_rows(
     """One row per branch of each usable trajectory, in order. `shares` gives `Row.share` by episode
     id.
 
-    Trajectories without exact ids or log-probs are left out; `unusable_for_ratios` says how many
-    and why. Raises `UsageError` when a sample has no credit.
+    Trajectories without exact ids or log-probs, or with several policies or temperatures on one
+    branch, are left out; `unusable_for_ratios` says how many and why. Raises `UsageError` when a
+    sample has no credit.
     """
     redact = redact or Redactor.from_environment()
     rows: list[Row] = []
@@ -80,7 +82,9 @@ def why_no_ratio(trajectory: Trajectory, redact: Redactor | None = None) -> NoRa
         return reason
     if basis(trajectory) != "ratio":
         return "no_logprobs"
-    return None if has_prompt_ids(trajectory) else "no_prompt_ids"
+    if not has_prompt_ids(trajectory):
+        return "no_prompt_ids"
+    return "several_settings" if _several_settings(trajectory) else None
 
 
 def has_prompt_ids(trajectory: Trajectory) -> bool:
@@ -92,6 +96,19 @@ def has_prompt_ids(trajectory: Trajectory) -> bool:
         ):
             return False
     return True
+
+
+def _several_settings(trajectory: Trajectory) -> bool:
+    """Whether a branch would learn from samples of its own that were drawn in different ways."""
+    if len({setting(node) for node in trajectory.nodes if node.sampled}) == 1:
+        return False
+    seen: set[int] = set()
+    for branch in branches(trajectory):
+        own = (trajectory.nodes[at] for at in branch.nodes if at not in seen)
+        if len({setting(node) for node in own if node.sampled}) > 1:
+            return True
+        seen.update(branch.nodes)
+    return False
 
 
 def _own(branch: RatioBranch, _: int, place: int) -> bool:

@@ -7,12 +7,12 @@ that needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from agentloop.datasets.groups import attempts
-from agentloop.records import Trajectory
+from agentloop.records import Node, Trajectory
 from agentloop.trajectories.branches import Branch
 
 
@@ -51,19 +51,24 @@ def cut(
 
 
 def fields(segments: Sequence[Segment], trajectory: Trajectory) -> dict[str, Any]:
-    """What a `Row` says of these segments; its policy and its sampling are those of the
-    last."""
+    """What a `Row` says of these segments; its policy is that of the last. A row has one sampling:
+    with samples of several settings it has none, and no log-probs, so no ratio is taken on it."""
     several = len({each.attempt for each in segments}) > 1
-    last = max(each.node for each in segments if each.node is not None)
+    learned = [trajectory.nodes[each.node] for each in segments if each.node is not None]
+    alike = len({setting(node) for node in learned}) == 1
+    known = alike and all(each.logprobs for each in segments if each.node is not None)
     return {
         "segments": tuple(each.ids for each in segments),
         "sampled": tuple(each.node is not None for each in segments),
-        "logprobs": tuple(each.logprobs for each in segments) if _known(segments) else (),
-        "policy": trajectory.nodes[last].policy,
-        "sampling": trajectory.nodes[last].sampling,
+        "logprobs": tuple(each.logprobs for each in segments) if known else (),
+        "policy": learned[-1].policy,
+        "sampling": learned[-1].sampling if alike else None,
         "attempts": tuple(each.attempt for each in segments) if several else (),
     }
 
 
-def _known(segments: Sequence[Segment]) -> bool:
-    return all(each.logprobs for each in segments if each.node is not None)
+def setting(node: Node) -> Hashable:
+    """What decides the probability of a sampled token besides the tokens before it: the version
+    that sampled it, the temperature and the cut-offs."""
+    how = node.sampling
+    return node.policy, None if how is None else (how.temperature, how.top_p, how.top_k)

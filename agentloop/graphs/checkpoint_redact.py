@@ -1,41 +1,56 @@
 """Secrets taken out of a msgpack document.
 
 In: a document as LangGraph's serializer writes it, objects as extensions included; out: the same
-with every string, key and readable byte string redacted. It is taken apart without constructing
-any object.
+with every string, key and readable byte string redacted, each as what stands under its key. It is
+taken apart without constructing any object.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import ormsgpack
 
 from agentloop.trajectories.redact import Redactor
 
 _OPTION = ormsgpack.OPT_NON_STR_KEYS
+_QUOTED = bytes(range(128)) + b'"' * 128
+"""The bytes by which msgpack says what follows, as the quotes that JSON has between a key and its
+value."""
 
 
-def redacted(document: bytes, redact: Redactor) -> bytes:
-    """`document` without the secrets in its strings."""
+class _Object(NamedTuple):
+    code: int
+    document: bytes
 
-    def walk(value: Any) -> Any:
+
+def suspected(document: bytes, redact: Redactor) -> bool:
+    """Whether a document must be looked at; false for nearly all that has no secret."""
+    return redact.suspects(document) or redact.suspects(document.translate(_QUOTED))
+
+
+def redacted(document: bytes, redact: Redactor, key: str = "") -> bytes:
+    """`document`, which stands under `key`, without the secrets in its strings."""
+
+    def walk(value: Any, key: str) -> Any:
         match value:
+            case _Object():
+                return ormsgpack.Ext(value.code, redacted(value.document, redact, key))
             case str():
-                return redact.text(value)
+                return redact.text(value, key)
             case list():
-                return [walk(item) for item in value]
+                return [walk(item, key) for item in value]
             case dict():
-                return {walk(key): walk(item) for key, item in value.items()}
+                return {
+                    walk(name, ""): walk(item, name if isinstance(name, str) else key)
+                    for name, item in value.items()
+                }
             case bytes():
                 try:
-                    return redact.text(value.decode()).encode()
+                    return redact.text(value.decode(), key).encode()
                 except UnicodeDecodeError:
                     return value
         return value
 
-    def inner(code: int, data: bytes) -> ormsgpack.Ext:
-        return ormsgpack.Ext(code, redacted(data, redact))
-
-    content = ormsgpack.unpackb(document, ext_hook=inner, option=_OPTION)
-    return ormsgpack.packb(walk(content), option=_OPTION)
+    content = ormsgpack.unpackb(document, ext_hook=_Object, option=_OPTION)
+    return ormsgpack.packb(walk(content, key), option=_OPTION)

@@ -30,9 +30,9 @@ from langgraph.checkpoint.base import (
     get_checkpoint_metadata,
     writes_sort_key,
 )
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from agentloop.graphs.checkpoint_file import Snapshot, ThreadFile, Write, thread_of
+from agentloop.graphs.checkpoint_integers import IntegerSerializer
 from agentloop.graphs.checkpoint_values import pack, pack_channel, unpack
 from agentloop.records import Json
 from agentloop.trajectories.redact import Redactor
@@ -93,7 +93,7 @@ class DeltaSaver(_Unsuspended):
     def __init__(self, path: Path, *, redact: Redactor | None = None) -> None:
         """`redact` sees every string before it is written."""
         # Nothing but plain and LangChain types is constructed on loading.
-        super().__init__(serde=JsonPlusSerializer(allowed_msgpack_modules=[]))
+        super().__init__(serde=IntegerSerializer())
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = path
         self._redact = redact

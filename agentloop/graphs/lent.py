@@ -48,9 +48,11 @@ class LentModel:
         self._loop = asyncio.get_running_loop()
         self.started = time.monotonic()
         """When the rollout began, by the monotonic clock."""
-        self.clock = Clock()
+        self.clock = Clock(limits.seconds)
         """What counts towards its limit of time: not what its calls wait for their turn."""
         self._calls = 0
+        self._aside = 0  # tokens that calls in flight may sample
+        self._settled = asyncio.Event()  # set when one of them ends; then there is a new one
         self._running: set[asyncio.Task[Any]] = set()
         self.recorder = Recorder()
         self.usage = Usage()
@@ -64,13 +66,16 @@ class LentModel:
 
     async def complete(self, request: Request) -> Completion:
         """One reply. Raises `LimitReached`, `BudgetReached`, or the model's `ModelError`."""
-        self._check()
+        self._check(self._calls)
         number, self._calls = self._calls, self._calls + 1
-        request = self._stamp(request, number)
         caller = asyncio.current_task()
         assert caller is not None
         self._running.add(caller)
+        most = 0
         try:
+            sampling = merge(request.sampling, self._attempt.sampling)
+            most = await self._set_aside(sampling.max_tokens, number)
+            request = self._stamp(request, replace(sampling, max_tokens=most), number)
             with self.clock.running():
                 completion = await self._model.complete(request)
         except BudgetReached as error:
@@ -81,6 +86,9 @@ class LentModel:
             raise
         finally:
             self._running.discard(caller)
+            self._aside -= most
+            self._settled.set()
+            self._settled = asyncio.Event()
         self.failed = None
         self.usage += completion.usage
         self.recorder.add(request, completion)
@@ -121,37 +129,44 @@ class LentModel:
         if left:
             await asyncio.wait(left, timeout=_GRACE)
 
-    def _check(self) -> None:
+    async def _set_aside(self, wanted: int, number: int) -> int:
+        """The tokens that call `number` may sample: its own until it ends. While calls in flight
+        could use up what it needs it waits for them, on the clock: they are this rollout's."""
+        while True:
+            left = self._limits.tokens - self.usage.completion_tokens
+            most = min(wanted, left)
+            if self._aside + most <= left:
+                self._aside += most
+                return most
+            await self._settled.wait()
+            self._check(number)
+
+    def _check(self, calls: int) -> None:
+        """Whether a call after `calls` others may be made."""
         if self.stopped is None:
-            self.stopped = self._reached()
+            self.stopped = self._reached(calls)
         if self.stopped is not None:
             raise self.stopped
 
-    def _reached(self) -> LimitReached | None:
+    def _reached(self, calls: int) -> LimitReached | None:
         limits, used = self._limits, self.usage
-        if self._calls >= limits.turns:
+        if calls >= limits.turns:
             return LimitReached("turn_limit", f"no final answer within {limits.turns} model calls")
         if used.completion_tokens >= limits.tokens:
             return LimitReached("token_limit", f"{limits.tokens} sampled tokens are used up")
-        if self.clock.seconds() >= limits.seconds:
+        if self.clock.left() <= 0:
             return LimitReached("time_limit", f"not finished after {limits.seconds:g} s")
         if limits.usd is not None and used.usd >= limits.usd:
             return LimitReached("budget", f"${limits.usd:g} for one rollout is used up")
         return None
 
-    def _stamp(self, request: Request, number: int) -> Request:
+    def _stamp(self, request: Request, given: Sampling, number: int) -> Request:
         attempt = self._attempt
-        given = merge(request.sampling, attempt.sampling)
-        left = self._limits.tokens - self.usage.completion_tokens
         messages = with_system(self._system, request.messages, lent=self._lent)
         return Request(
             messages=self.recorder.prepare(messages),
             tools=request.tools,
-            sampling=replace(
-                given,
-                max_tokens=min(given.max_tokens, left),
-                seed=_seed(given.seed, attempt.sample, number),
-            ),
+            sampling=replace(given, seed=_seed(given.seed, attempt.sample, number)),
             policy=attempt.policy,
             key=f"{attempt.id}/{number}-{_digest(messages)}",
         )

@@ -175,7 +175,7 @@ class _Batch:
         )
         work = asyncio.create_task(self._invoke(attempt, context))
         try:
-            while not work.done() and (left := self.limits.seconds - lent.clock.seconds()) > 0:
+            while not work.done() and (left := lent.clock.left()) > 0:
                 await asyncio.wait((work,), timeout=max(left, _TICK))
             return self._outcome(work, lent)
         finally:

@@ -25,11 +25,14 @@ from agentloop.lanes.nested import A_CREDIT
 from agentloop.lanes.phase import (
     API,
     Lesson,
+    build,
     check_settings,
+    freeze,
     guard_settings,
     hack_rate,
     learn,
     lent,
+    lineage,
     nothing_to_learn,
     skip,
 )
@@ -96,15 +99,19 @@ class Online:
 
     async def propose(self, bench: Bench) -> Proposal:
         """A bundle with the last policy, or the reason why there is none. Raises `TrainingError`
-        when a guard trips or the trainer failed; rollouts and datasets stay."""
+        when a guard trips, the data cannot be learned from or the trainer failed; rollouts and
+        datasets stay."""
         if bench.base_model is None or bench.trainer is None:
             return skip(API)
         champion = bench.bundle(bench.champion)
-        guards = Guards(guard_settings(self.settings))
+        guards = Guards(planned=self.rounds)
         start = champion.policies.get("agent")
         rounds = [Round(number=0, sampled_by=start, policy=start, figures={})]
         for number in range(1, self.rounds + 1):
             made = await self._once(bench, number, rounds[-1], guards)
+            before = rounds[-1].policy
+            if bench.server is not None and before is not None and before != made.policy:
+                await bench.server.unload_policy(before)
             rounds.append(made)
             note = f"{made.figures['solved']:.0%} right"
             bench.progress("online", number, self.rounds, note)
@@ -123,6 +130,7 @@ class Online:
     async def _once(self, bench: Bench, number: int, before: Round, guards: Guards) -> Round:
         """A round, read back when it was finished; the guards see its figures either way."""
         credit, settings = self.plan(number)
+        guards.settings = guard_settings(settings)
         recipe = Recipe(
             select=replace(
                 self.select, purposes=("train",), policies=(before.policy or BASE,)
@@ -169,16 +177,17 @@ class Online:
         """The round with what was learned and the trainer's metrics, or with the reason why nothing
         was learned."""
         made, settings = begun
-        built = recipe.build(episodes, lent(bench, episodes, recipe.select))
+        lesson = Lesson(self.method, settings, "agent", made.policy)
+        versions = lineage(bench, made.policy)  # those that this phase made as well
+        given = lent(bench, episodes, recipe.select, versions=versions)
+        built = build(recipe, episodes, given)
         if reason := nothing_to_learn(built, len(episodes), 1):
             return replace(made, reason=reason), {}
-        parents = [made.policy] if made.policy else []
-        dataset = recipe.freeze(built, bench.home / "datasets", parents=parents)
+        dataset = freeze(bench, recipe, built, lesson)
         name = bench.archive.put(dataset)
-        given: dict[str, Json] = {**settings}
         if made.optimizer:
-            given["optimizer"] = made.optimizer
-        learned = await learn(bench, dataset, Lesson(self.method, given, "agent", made.policy))
+            lesson = replace(lesson, settings={**settings, "optimizer": made.optimizer})
+        learned = await learn(bench, dataset, lesson)
         state = Path(f"{learned.job}.optimizer")
         left = str(state) if state.is_dir() else made.optimizer
         made = replace(made, policy=learned.policy, dataset=name, optimizer=left)

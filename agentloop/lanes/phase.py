@@ -8,7 +8,6 @@ that name, learns from the same rows.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -20,8 +19,11 @@ from agentloop.datasets.makers import RLRows, SFTRows
 from agentloop.datasets.manifest import rows_path
 from agentloop.datasets.recipe import Built, Recipe
 from agentloop.datasets.select import Key
-from agentloop.errors import StoreError, UsageError
+from agentloop.errors import UsageError
+from agentloop.lanes.again import again
 from agentloop.lanes.bench import Bench
+from agentloop.lanes.data_faults import caused_by_data
+from agentloop.lanes.gated import held_out
 from agentloop.lanes.nested import A_CREDIT, A_ROW_MAKER, ROWS
 from agentloop.ports import part
 from agentloop.records import (
@@ -31,6 +33,7 @@ from agentloop.records import (
     Policy,
     Proposal,
     Score,
+    Skill,
     TrainingJob,
     artifact_id,
     content_id,
@@ -42,10 +45,7 @@ from agentloop.training.preference_settings import DPOSettings, KTOSettings, Rew
 from agentloop.training.replay_settings import ReplaySettings
 from agentloop.training.session_settings import SessionSettings
 from agentloop.training.settings import SFTSettings, settings_of
-from agentloop.trajectories.rows_file import lines_of
 
-HELD_OUT = 256
-"""So many held-out tasks are kept out of what is selected."""
 _TRAINING = "agentloop.training."
 METHODS = {
     "sft": f"{_TRAINING}sft:train",
@@ -91,7 +91,7 @@ class Phase:
     @model_validator(mode="after")
     def _fits(self) -> Phase:
         """Wrong settings are told before anything is written."""
-        check_settings(self.trainer(), self.settings)
+        check_settings(self.trainer(), self.settings, self.role)
         if isinstance(self.rows, RLRows) and self.credit is None:
             raise UsageError("rows of `rl` carry advantages; name a `credit`, such as `group`")
         return self
@@ -105,19 +105,24 @@ class Phase:
 
     async def propose(self, bench: Bench) -> Proposal:
         """A bundle with the new policy, or the reason why there is none. Raises `TrainingError`
-        when too many rollouts gamed their reward or the trainer failed."""
+        when too many rollouts gamed their reward, the data cannot be learned from or the trainer
+        failed, and `UsageError` for a `dataset` that is not this phase's."""
         if bench.base_model is None or bench.trainer is None:
             return skip(API)
         champion = bench.bundle(bench.champion)
-        parent = champion.policies.get(self.role)
+        lesson = Lesson(
+            self.trainer(), self.settings, self.role, champion.policies.get(self.role)
+        )  # fmt: skip
         recipe = Recipe(
             select=self.select, credit=self.credit, rows=self.rows,
             system=bench.instruction(champion).text,
         )  # fmt: skip
-        found = again(bench, recipe, self.dataset) if self.dataset else self._data(bench, recipe)
+        if self.dataset:
+            found: Dataset | str = again(bench, recipe, self.dataset)
+        else:
+            found = self._data(bench, recipe, lesson)
         if isinstance(found, str):
             return skip(found)
-        lesson = Lesson(self.trainer(), self.settings, self.role, parent)
         learned = await learn(bench, found, lesson)
         bundle = replace(champion, policies={**champion.policies, self.role: learned.policy})
         return Proposal(
@@ -125,22 +130,36 @@ class Phase:
             reason=f"trained on {found.rows} rows of {len(found.episodes)} episodes",
         )  # fmt: skip
 
-    def _data(self, bench: Bench, recipe: Recipe) -> Dataset | str:
+    def _data(self, bench: Bench, recipe: Recipe, lesson: Lesson) -> Dataset | str:
         """The frozen dataset, the first one when the phase was begun before; or why not."""
-        step = content_id("phase", recipe.spec(), self.log, bench.champion)
+        spec = recipe.spec()
+        step = content_id("phase", spec, self.log, bench.champion, lesson.spec(bench))
         known = bench.archive.step(bench.run, step)
         if known is not None:
             return bench.archive.get(str(known), Dataset)
         episodes = self.episodes(bench)
         once = guard_settings(self.settings).model_copy(update={"patience": 1})
-        Guards(once).watch(0, {"hack_rate": hack_rate(episodes, self.select.hacks)})
-        built = recipe.build(episodes, lent(bench, episodes, self.select))
+        Guards(once).watch(
+            0, {"hack_rate": hack_rate(self.lately(bench, episodes), self.select.hacks)}
+        )
+        built = build(recipe, episodes, lent(bench, episodes, self.select))
         if reason := nothing_to_learn(built, len(episodes), self.at_least):
             return reason
-        parent = bench.bundle(bench.champion).policies.get(self.role)
-        dataset = recipe.freeze(built, bench.home / "datasets", parents=[parent] if parent else [])
+        dataset = freeze(bench, recipe, built, lesson)
         bench.archive.add_step(bench.run, step, bench.archive.put(dataset))
         return dataset
+
+    def lately(self, bench: Bench, episodes: Sequence[Episode]) -> list[Episode]:
+        """Those of `episodes` that say whether the reward is being gamed now: sampled by the
+        champion's version (or the `policies` chosen), where this phase may choose from. A log is
+        full of what was mended since, and of trials that nobody learns from."""
+        now = bench.bundle(bench.champion).policies.get("agent") or BASE
+        where = self.select
+        found = Filters(
+            runs=where.runs, purposes=where.purposes, bundles=where.bundles, since=where.since,
+            until=where.until, policies=where.policies or (now,),
+        )  # fmt: skip
+        return list(found.choose(episodes).episodes)
 
     def episodes(self, bench: Bench) -> list[Episode]:
         """What is selected from, evaluations left out."""
@@ -161,6 +180,15 @@ class Lesson:
     parent: str | None
     """The policy to go on from; `None` is the base model."""
 
+    def spec(self, bench: Bench) -> dict[str, Json]:
+        """What is frozen with the rows: how they are learned from here. The base model by its name,
+        so that the same phase in another home has the same dataset."""
+        return {
+            "method": self.method, "settings": self.settings, "role": self.role,
+            "parent": self.parent, "base": bench.base_model.name if bench.base_model else None,
+            "seed": bench.seed,
+        }  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Learned:
@@ -172,56 +200,67 @@ class Learned:
     """The directory of the finished job."""
 
 
+def build(recipe: Recipe, episodes: Sequence[Episode], lent: Lent) -> Built:
+    """The rows of `episodes`. Raises `TrainingError` for episodes that none can be made of."""
+    with caused_by_data((UsageError,)):
+        return recipe.build(episodes, lent)
+
+
+def freeze(bench: Bench, recipe: Recipe, built: Built, lesson: Lesson) -> Dataset:
+    """Write them, with how they are learned from. Raises `TrainingError` for rows that may not be
+    kept, and `StoreError` when the disk refuses."""
+    parents = [lesson.parent] if lesson.parent else []
+    with caused_by_data():
+        return recipe.freeze(
+            built, bench.home / "datasets", parents=parents, training=lesson.spec(bench)
+        )
+
+
 async def learn(bench: Bench, dataset: Dataset, lesson: Lesson) -> Learned:
     """Train in a process of its own and admit the result; a finished job is found, not repeated.
-    Raises `TrainingError` (and nothing is admitted), `UsageError` for wrong settings."""
+    Raises `TrainingError`, and nothing is admitted, also when the trainer refuses the rows."""
     assert bench.trainer is not None
-    name = artifact_id(dataset)
-    parts = (lesson.method, lesson.settings, lesson.parent, bench.seed)
-    job = TrainingJob(
-        method=lesson.method, base=str(bench.base_model),
-        dataset=str(rows_path(bench.home / "datasets", dataset)),
-        out=str(bench.home / "training" / content_id("job", name, *parts)),
-        adapter=str(bench.policies.path(lesson.parent)) if lesson.parent else None,
-        settings=lesson.settings, seed=bench.seed,
-    )  # fmt: skip
-    result = await bench.trainer.train(job)
-    policy = bench.policies.admit(
-        result, base=str(bench.base_model), role=lesson.role, dataset=name,
-        parents=[lesson.parent] if lesson.parent else [],
-    )  # fmt: skip
+    name, base = artifact_id(dataset), str(bench.base_model)
+    parts = (base, lesson.method, lesson.settings, lesson.parent, bench.seed)
+    with caused_by_data():
+        job = TrainingJob(
+            method=lesson.method, base=base,
+            dataset=str(rows_path(bench.home / "datasets", dataset)),
+            out=str(bench.home / "training" / content_id("job", name, *parts)),
+            adapter=str(bench.policies.path(lesson.parent)) if lesson.parent else None,
+            settings=lesson.settings, seed=bench.seed,
+        )  # fmt: skip
+        result = await bench.trainer.train(job)
+        policy = bench.policies.admit(
+            result, base=base, role=lesson.role, dataset=name,
+            parents=[lesson.parent] if lesson.parent else [],
+        )  # fmt: skip
     return Learned(bench.archive.put(policy), dict(result.metrics), job.out)
 
 
-def again(bench: Bench, recipe: Recipe, name: str) -> Dataset:
-    """The dataset `name`, after its rows were made again from the log. Raises `UsageError` when it
-    was made by another recipe, `StoreError` when the rows are not the same."""
-    name = bench.archive.id(name, Dataset)
-    dataset = bench.archive.get(name, Dataset)
-    made = recipe.again(bench.home / "datasets" / name, bench.archive.episode)
-    whole = b"".join(line + b"\n" for line in lines_of(made.rows))
-    if hashlib.sha256(whole).hexdigest() != dataset.sha256:
-        raise StoreError(f"the rows of `{name}` cannot be made again from this log")
-    return dataset
-
-
-def lent(bench: Bench, episodes: Sequence[Episode], select: Filters) -> Lent:
-    """What a selection may ask for. Ages are counted from the newest episode, so that a resumed
-    phase selects the same."""
+def lent(
+    bench: Bench, episodes: Sequence[Episode], select: Filters, *,
+    versions: Sequence[str] | None = None,
+) -> Lent:  # fmt: skip
+    """What a selection may ask for; `versions` are those that led to the champion's policy unless
+    given. Ages are counted from the newest episode, so that a resumed phase selects the same."""
+    if versions is None:
+        versions = lineage(bench, bench.bundle(bench.champion).policies.get("agent"))
     return Lent(
-        held_out=bench.tasks.draw(HELD_OUT, split="heldout", seed=bench.seed),
+        held_out=held_out(bench),
         search=bench.archive.search,
+        skill=lambda name: bench.archive.get(name, Skill),
         embedder=bench.embedder,
-        versions=lineage(bench),
+        versions=versions,
         now=max((one.started for one in episodes), default=0.0),
         kind=_kinds(bench, episodes) if select.cap_per_kind is not None else None,
     )
 
 
-def lineage(bench: Bench) -> list[str]:
-    """The versions that led to the champion's policy, oldest first."""
+def lineage(bench: Bench, newest: str | None) -> list[str]:
+    """The versions that led to `newest`, oldest first; `None` is the base model."""
     found: list[str] = []
-    name = bench.bundle(bench.champion).policies.get("agent")
+    name = newest
     while name is not None and name not in found:
         found.append(name)
         name = next(iter(bench.archive.get(name, Policy).parents), None)
@@ -259,9 +298,14 @@ def nothing_to_learn(built: Built, episodes: int, at_least: int) -> str:
     return ""
 
 
-def check_settings(method: str, settings: dict[str, Json]) -> None:
+def check_settings(method: str, settings: dict[str, Json], role: str = "agent") -> None:
     """Raise `UsageError` for settings that a shipped method would refuse, or whose result a lane
-    could not serve."""
+    could not serve as `role`."""
+    if method == METHODS["listwise"] and role == "agent":
+        raise UsageError(
+            "a reward model scores texts and cannot serve as the agent; give it another `role`, "
+            "such as `role: judge`"
+        )
     if method in _SETTINGS:
         settings_of(_SETTINGS[method], settings)
     if settings.get("weights") == "full":
@@ -285,4 +329,4 @@ def _kinds(bench: Bench, episodes: Sequence[Episode]) -> Key:
     return lambda one: kind[one.task.id]
 
 
-__all__ = ["Learned", "Lesson", "Phase", "again", "learn", "lent", "lineage"]
+__all__ = ["Learned", "Lesson", "Phase", "learn", "lent", "lineage"]

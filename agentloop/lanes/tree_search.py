@@ -1,10 +1,11 @@
 """Collect by tree search: the paths that ended right to imitate, and values of every prefix.
 
 Goes in: the bench. Comes out: in the log, each search as an episode, each verified path as an
-episode of its own (what the policy lane trains on), and a value model refitted on process values
-after every round; counts for the report. Decision: the first round has no value model and explores
-evenly; every later search is guided by the values that earlier ones taught, also those of the
-cycles before.
+episode of its own (what the policy lane trains on), and a value model fitted after every round to
+the process values of all rounds so far, those of the workflow's earlier cycles included; counts for
+the report. Decision: the first round of all has no value model and explores evenly; every later one
+is guided by what those before it taught. Which cycles came before is noted when a cycle begins, so
+that a resumed one is guided as it was at first, whatever was learned meanwhile.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -30,16 +31,17 @@ from agentloop.graphs.load import load_graph
 from agentloop.graphs.text import final_answer
 from agentloop.lanes.bench import Bench, Order
 from agentloop.lanes.bench import score as graded
+from agentloop.lanes.gated import note_cut
 from agentloop.ports import Embedder, part
 from agentloop.records import Episode, Json, Task, ToolSpec
 from agentloop.rewards.linear import Linear, ridge
-from agentloop.store.query import Query
+from agentloop.store.query import Entry, Query
 from agentloop.trajectories.codec import from_json, to_json
 from agentloop.workspace import Workspace
 
 Count = Annotated[int, Field(ge=1, le=100_000)]
 VALUE_MODEL = "value_model"
-"""Kind of the log's entries that hold one."""
+"""Kind of the log's entries that hold one, and the step that notes with which a cycle began."""
 SPARE = 3
 """Model calls that a search does not plan with (see the graph)."""
 
@@ -120,8 +122,8 @@ class TreeSearch:
     async def collect(self, bench: Bench) -> Json:
         """Search, grade, infer values, refit; counts per round."""
         drawn = bench.tasks.draw(self.rounds * self.tasks, split="train", seed=bench.seed)
-        model = self.known(bench)
-        texts, values, counts = list[str](), list[float](), list[Json]()
+        model, counts = self.known(bench), list[Json]()
+        texts, values = self.taught(bench)
         for number in range(1, self.rounds + 1):
             tasks = drawn[(number - 1) * self.tasks : number * self.tasks]
             guide = model if self.guided else None
@@ -156,6 +158,7 @@ class TreeSearch:
         made = await bench.attempt(tasks, bench.bundle(bench.champion), order)
         found = [await self.harvest(bench, one, guide) for one in made if one.score is not None]
         traces = [trace for one in found for trace in one.traces]
+        note_cut(bench, f"search {number}", traces)
         unscored = [replace(one, score=None) for one in traces]
         await bench.archive.add_episodes(unscored, scope=bench.workflow)
         scores = [(one.id, one.score) for one in traces if one.score is not None]
@@ -200,19 +203,39 @@ class TreeSearch:
         return dict(zip(places, guide.scores(texts), strict=True))
 
     def known(self, bench: Bench, *, own: bool = False) -> ValueModel | None:
-        """The value model that an earlier cycle of this workflow left, so that a resumed cycle
-        begins with the one it began with; with `own` the latest."""
-        query = Query(kinds=(VALUE_MODEL,), scope=bench.workflow, newest=True)
-        for entry in bench.archive.read(query):
-            body = entry.body if isinstance(entry.body, dict) else {}
-            if (own or not entry.key.startswith(f"{bench.run}/")) and body["linear"] is not None:
+        """The value model that this cycle begins with: the last of the cycles before it. With `own`
+        the latest that there is."""
+        for body in map(_body, self.rounds_before(bench, own=own)):
+            if body["linear"] is not None:
                 return ValueModel(from_json(Linear, body["linear"]), bench.embedder)
         return None
+
+    def taught(self, bench: Bench) -> tuple[list[str], list[float]]:
+        """Prefixes and what they were worth, of all rounds before this cycle."""
+        texts, values = list[str](), list[float]()
+        for body in map(_body, reversed(self.rounds_before(bench))):
+            texts += body.get("texts", [])
+            values += body.get("worth", [])
+        return texts, values
+
+    def rounds_before(self, bench: Bench, *, own: bool = False) -> list[Entry]:
+        """What the rounds of this workflow left, newest first: those before the cycle began or,
+        with `own`, all. The place in the log where it began is noted the first time."""
+        query = Query(kinds=(VALUE_MODEL,), scope=bench.workflow, newest=True)
+        if own:
+            return list(bench.archive.read(query))
+        began = bench.archive.step(bench.run, VALUE_MODEL)
+        if not isinstance(began, int):
+            others = (one.seq for one in bench.archive.read(query) if not _own(one, bench))
+            began = next(others, 0)
+            bench.archive.add_step(bench.run, VALUE_MODEL, began)
+        return list(bench.archive.read(replace(query, until=began)))
 
     def note(
         self, bench: Bench, number: int, found: Sequence[Harvest], model: ValueModel | None
     ) -> Json:
-        """The counts of a round; they are logged with the model that came of it."""
+        """The counts of a round; they are logged with what it taught and the model that came of
+        it."""
         counts: dict[str, Json] = {
             "searches": len(found),
             "solved": sum(one.right > 0 for one in found),
@@ -222,7 +245,11 @@ class TreeSearch:
             "values": sum(len(one.values) for one in found),
         }
         linear = None if model is None else to_json(model.linear)
-        body: dict[str, Json] = {**counts, "linear": linear}
+        body: dict[str, Json] = {
+            **counts, "linear": linear,
+            "texts": [text for one in found for text in one.texts],
+            "worth": [value for one in found for value in one.values],
+        }  # fmt: skip
         bench.archive.add_event(VALUE_MODEL, f"{bench.run}/{number}", bench.workflow, body)
         return counts
 
@@ -230,3 +257,11 @@ class TreeSearch:
 def text_of(task: Task, prefix: Sequence[str]) -> str:
     """A prefix as the value model reads it (the searching graph words it the same)."""
     return "\n".join((task.prompt, *prefix))
+
+
+def _own(entry: Entry, bench: Bench) -> bool:
+    return entry.key.startswith(f"{bench.run}/")
+
+
+def _body(entry: Entry) -> dict[str, Any]:
+    return entry.body if isinstance(entry.body, dict) else {"linear": None}

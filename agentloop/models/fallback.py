@@ -2,7 +2,8 @@
 
 In: a `Request`; out: the first model's `Completion`, else the next one's, marked with its name.
 A request that names a policy is never given to another model: its reply would be trained on as if
-that policy had sampled it. Nor is one that the first model refused as too long: it is not down.
+that policy had sampled it. Nor is one that the first model refused as too long: it is not down. A
+model that hangs has only its share of the rollout's time, or no other would ever be asked.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from agentloop.deadline import leaving_time
 from agentloop.errors import ModelError
 from agentloop.ports import Model
 from agentloop.records import Completion, Request
@@ -26,16 +28,22 @@ class Fallbacks:
         """One reply. Raises the first model's `ModelError`, with what the others said, when all
         fail; its `calls` are those of all. `BudgetReached` and `context_overflow` pass."""
         (_, first), *others = self._models
-        try:
+        if request.policy is not None:
             return await first.complete(request)
+        left = len(others)
+        try:
+            with leaving_time(left):
+                return await first.complete(request)
         except ModelError as error:
-            if request.policy is not None or error.reason == "context_overflow":
+            if error.reason == "context_overflow":
                 raise
             cause, calls = error, error.calls
         said = [str(cause)]
         for name, model in others:
+            left -= 1
             try:
-                completion = await model.complete(request)
+                with leaving_time(left):
+                    completion = await model.complete(request)
             except ModelError as error:
                 calls += error.calls
                 said.append(f"fallback `{name}`: {error}")

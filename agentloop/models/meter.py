@@ -2,7 +2,9 @@
 
 In: completions; out: `Usage` in all and per model or policy. Before each call the most that it can
 cost is set aside, so calls in flight together cannot pass a limit; only a call that is alone may,
-by its own cost, so that no budget is left half used. An unknown price is said, never guessed.
+by its own cost, so that no budget is left half used. An unknown price is said, never guessed. An
+attempt that was cut off (cancelled, or past its deadline) may be billed though nobody says so: its
+prompt, estimated, counts towards the budget, and apart from what is known to be used.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ Prices = Mapping[str, tuple[float, float]]
 """Model name (`*` for any other) -> US dollars per million prompt and completion tokens."""
 FREE: Prices = {"*": (0.0, 0.0)}
 """For models that run here."""
+_BYTES_PER_TOKEN = 4
+"""Of English text, roughly (OpenAI, "What are tokens and how to count them?")."""
 
 # Endpoints name the dated snapshot that answered: gpt-4o-mini-2024-07-18 for gpt-4o-mini.
 _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8})$")
@@ -49,16 +53,20 @@ class Meter:
         prices: Prices | None = None,
         *,
         spent: Usage | None = None,
+        seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`spent` is what the run had used before this process took it up."""
+        """`spent` and `seconds` are what the run had used before this process took it up."""
         self.budget, self._prices, self._clock = budget or Budget(), prices or {}, clock
-        self._started = clock()
+        self._started = clock() - seconds
         self.total = spent or Usage()
         self.by_model: dict[str, Usage] = {}
         """Usage per policy, or per model where the base answered."""
         self.failed_calls = 0
         """Attempts without a reply; they are in `total.calls` too."""
+        self.unconfirmed = Usage()
+        """Attempts that were cut off, and what their prompts may have cost by an estimate; not in
+        `total`, and not known to a process that resumes the run (the journal has replies)."""
         self._in_flight = 0
         self._aside = NOTHING
         self._dearest: float | None = None
@@ -75,7 +83,7 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Wall time since the meter was made."""
+        """Wall time since the meter was made, and what the run had used before."""
         return self._clock() - self._started
 
     def check(self) -> None:
@@ -92,13 +100,16 @@ class Meter:
                 f"the budget of {budget.usd:g} usd cannot be kept: {self.total.unpriced} calls "
                 "have no known price; add `prices`, or limit `budget.tokens` as well"
             )
-        for name, limit, value in (
-            ("usd", budget.usd, self.total.usd),
-            ("tokens", budget.tokens, self.total.tokens),
-            ("seconds", budget.seconds, self.seconds if budget.seconds is not None else 0.0),
+        for name, limit, known, guessed in (
+            ("usd", budget.usd, self.total.usd, self.unconfirmed.usd),
+            ("tokens", budget.tokens, self.total.tokens, self.unconfirmed.tokens),
+            ("seconds", budget.seconds, self.seconds if budget.seconds is not None else 0.0, 0.0),
         ):
-            if limit is not None and value >= limit:
-                raise BudgetReached(f"the budget of {limit:g} {name} is reached ({value:g} used)")
+            if limit is not None and known + guessed >= limit:
+                cut = f", and about {guessed:g} by attempts that were cut off" if guessed else ""
+                raise BudgetReached(
+                    f"the budget of {limit:g} {name} is reached ({known:g} used{cut})"
+                )
 
     async def admit(self, request: Request, model: str = "") -> Share:
         """Set aside the most that a call can cost; give it back with `release`. While others are in
@@ -153,6 +164,14 @@ class Meter:
         self.failed_calls += calls
         self._add("", Usage(calls=calls))
 
+    def charge_unconfirmed(self, request: Request, model: str = "") -> None:
+        """An attempt was cut off: whoever was asked may bill its prompt, about a token for four
+        bytes, at the price of `model` (0 when that is not known). What it would have replied is
+        not guessed."""
+        tokens = most_tokens(request)[0] // _BYTES_PER_TOKEN
+        usd = self._usd(tokens, 0, request.policy or model) or 0.0
+        self.unconfirmed += Usage(calls=1, prompt_tokens=tokens, usd=usd)
+
     def estimate(
         self, calls: int, prompt_tokens: int, completion_tokens: int, *, model: str
     ) -> float | None:
@@ -171,10 +190,9 @@ class Meter:
 
     def _fits(self, share: Share) -> bool:
         most_usd, most_tokens = self.budget.usd or math.inf, self.budget.tokens or math.inf
-        return (
-            self.total.usd + self._aside.usd + share.usd <= most_usd
-            and self.total.tokens + self._aside.tokens + share.tokens <= most_tokens
-        )
+        usd = self.total.usd + self.unconfirmed.usd + self._aside.usd
+        tokens = self.total.tokens + self.unconfirmed.tokens + self._aside.tokens
+        return usd + share.usd <= most_usd and tokens + share.tokens <= most_tokens
 
     def _add(self, name: str, usage: Usage) -> None:
         self.total += usage
@@ -210,8 +228,17 @@ class Metered:
             completion = await self._inner.complete(request)
         except BaseException as error:  # however it ended: the attempt was made
             self.meter.charge_failure(error.calls if isinstance(error, ModelError) else 1)
+            if _cut_off(error):
+                self.meter.charge_unconfirmed(request, self._model)
             raise
         else:
             return self.meter.charge(completion, self._model)
         finally:
             self.meter.release(share)
+
+
+def _cut_off(error: BaseException) -> bool:
+    """Whether the attempt was under way when it was given up."""
+    if isinstance(error, ModelError):
+        return error.reason == "model_timeout"
+    return isinstance(error, asyncio.CancelledError)

@@ -45,8 +45,9 @@ class Retrying:
         """One reply. Raises the last `ModelError`, its `calls` the number of attempts."""
         made = 0
         last: ModelError | None = None
+        end = deadline(self._deadline)
         try:
-            async with deadline(self._deadline):
+            async with end:
                 while True:
                     made += 1
                     try:
@@ -62,7 +63,7 @@ class Retrying:
                         raise TimeoutError
                     await asyncio.sleep(wait)
         except TimeoutError as error:
-            raise self._late(made, last) from (last or error)
+            raise _late(made, end.seconds, last) from (last or error)
         except ModelError as error:
             error.calls = made
             raise
@@ -75,8 +76,9 @@ class Retrying:
             return min(error.retry_after, RETRY_AFTER_CAP)
         return self._random.uniform(0.0, min(self._cap, self._base * 2.0 ** (made - 1)))
 
-    def _late(self, made: int, last: ModelError | None) -> ModelError:
-        times = "once" if made == 1 else f"{made} times"
-        late = faults.timed_out(f"the model (tried {times})", self._deadline, last)
-        late.calls, late.retryable = made, False  # the time for trying is over
-        return late
+
+def _late(made: int, seconds: float, last: ModelError | None) -> ModelError:
+    times = "once" if made == 1 else f"{made} times"
+    late = faults.timed_out(f"the model (tried {times})", round(seconds, 2), last)
+    late.calls, late.retryable = made, False  # the time for trying is over
+    return late

@@ -25,6 +25,8 @@ class Node:
     """The policy version that sampled it."""
     sampling: Sampling | None = None
     finish_reason: str | None = None
+    fallback: str = ""
+    """The spec of the model that stood in for the one that was asked; empty when it replied."""
 
 
 @record

@@ -58,6 +58,7 @@ class LocalServer(ABC):
         self._process: Process | None = None
         self._log: RedactedLog | None = None
         self._endpoint: Endpoint | None = None
+        self._served: set[str] = set()
         self._burial: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
 
@@ -75,6 +76,11 @@ class LocalServer(ABC):
         alive = self._process is not None and self._process.returncode is None
         return self._process.pid if alive and self._process else None
 
+    @property
+    def policies(self) -> frozenset[str]:
+        """Names of the adapters that are served beside the base model."""
+        return frozenset(self._served) if self.pid is not None else frozenset()
+
     async def start(self) -> Endpoint:
         """Start it, or find it started, and wait until it answers.
 
@@ -85,6 +91,7 @@ class LocalServer(ABC):
             if self._endpoint is not None and self.pid is not None:
                 return self._endpoint
             token = secrets.token_urlsafe(24)
+            self._served = set()  # a new process has none
             process = self._process = await self._spawn(token)
             self._burial = asyncio.create_task(_bury(process))
             try:
@@ -145,11 +152,16 @@ class LocalServer(ABC):
         """
         body: dict[str, Json] = {"lora_name": name, "lora_path": str(path.resolve())}
         await self._order("load_lora_adapter", body, f"the adapter {name} cannot be served")
+        self._served.add(name)
 
     async def unload_policy(self, name: str) -> None:
-        """Stop serving `name`. Raises `ServerError` when it is not served."""
+        """Stop serving `name`; replies under way are finished, and one that is not served is passed
+        over. Raises `ServerError` when the server does not answer."""
+        if name not in self.policies:
+            return
         body: dict[str, Json] = {"lora_name": name}
         await self._order("unload_lora_adapter", body, f"the adapter {name} cannot be unloaded")
+        self._served.discard(name)
 
     async def _order(self, path: str, body: dict[str, Json], refused: str) -> None:
         """POST one order; `ServerError` (`refused`, and what the server said) unless it is 200."""

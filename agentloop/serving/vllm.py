@@ -77,16 +77,10 @@ class VllmServer(LocalServer):
         super().__init__(model_dir, logs / "vllm.log", name=name)
         self.python, self.options = python, tuple(options)
         self._versions: dict[str, str] = {}
-        self._served: set[str] = set()
         self._changing = asyncio.Lock()
 
-    @property
-    def policies(self) -> frozenset[str]:
-        """Names of the adapters that are served beside the base model."""
-        return frozenset(self._served) if self.pid is not None else frozenset()
-
     def _command(self) -> Sequence[str]:
-        self._versions, self._served = {}, set()  # a new process has an empty cache
+        self._versions = {}  # a new process has an empty cache
         return [
             # -P: this file's folder is not a place to import from
             str(self.python), "-P", str(_WORKER), "--parent-pid", str(os.getpid()),
@@ -132,11 +126,9 @@ class VllmServer(LocalServer):
                 return
             await super().load_policy(name, path)
             self._versions[name] = version
-            self._served.add(name)
 
     async def unload_policy(self, name: str) -> None:
-        """Stop serving `name`; replies in flight are finished. Raises `ServerError` when it is not
-        served."""
+        """Stop serving `name`; replies under way are finished, and one that is not served is passed
+        over. Raises `ServerError` when the server does not answer."""
         async with self._changing:
             await super().unload_policy(name)
-            self._served.discard(name)

@@ -75,12 +75,11 @@ def unpack(data: bytes) -> Any:
 def link(prev: bytes, seq: int, names: tuple[str, str, str], at: float, body: bytes) -> bytes:
     """The hash of an entry; `names` are its kind, key and scope. Every field of variable length
     is preceded by its length, so that no two entries have the same input."""
-    digest = hashlib.blake2b(prev, digest_size=32)
-    digest.update(struct.pack(">qd", seq, at))
-    for field in (*(name.encode("utf-8", "surrogatepass") for name in names), body):
-        digest.update(struct.pack(">q", len(field)))
-        digest.update(field)
-    return digest.digest()
+    fields = [name.encode("utf-8", "surrogatepass") for name in names] + [body]
+    parts = [prev, struct.pack(">qd", seq, at)]
+    for field in fields:
+        parts += [struct.pack(">q", len(field)), field]
+    return hashlib.blake2b(b"".join(parts), digest_size=32).digest()
 
 
 def audit(db: sqlite3.Connection) -> tuple[int, list[str]]:

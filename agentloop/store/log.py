@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -199,6 +201,7 @@ class Log:
         last = self._db.execute("SELECT seq, hash FROM entry ORDER BY seq DESC LIMIT 1").fetchone()
         seq, prev = last or (0, GENESIS)
         results: list[list[int] | StoreError] = []
+        noted: list[tuple[str, tuple[object, ...]]] = []
         for job in jobs:
             if job.fence is not None:
                 try:
@@ -208,26 +211,27 @@ class Log:
                     continue
             seqs = []
             for row in job.rows:
-                known = self._db.execute(
-                    "SELECT seq FROM entry WHERE kind = ? AND key = ?", row.names[:2]
-                ).fetchone()
-                if known is None:
-                    seq += 1
-                    prev = self._insert(seq, prev, row)
-                seqs.append(known[0] if known else seq)
+                digest = link(prev, seq + 1, row.names, row.at, row.body)
+                if self._insert(seq + 1, row, (prev, digest)):
+                    seq, prev = seq + 1, digest
+                    seqs.append(seq)
+                    if row.fact is not None:
+                        noted.append((row.fact[0], (seq, *row.fact[1])))
+                else:
+                    seqs.append(_seq_of(self._db, row))
             results.append(seqs)
+        for sql, group in groupby(noted, key=itemgetter(0)):
+            self._db.executemany(sql, [values for _, values in group])
         return results
 
-    def _insert(self, seq: int, prev: bytes, row: _Packed) -> bytes:
-        digest = link(prev, seq, row.names, row.at, row.body)
-        self._db.execute(
+    def _insert(self, seq: int, row: _Packed, hashes: tuple[bytes, bytes]) -> bool:
+        """Whether the row is new; its name decides, within SQLite, so that nobody asks twice."""
+        done = self._db.execute(
             "INSERT INTO entry (seq, kind, key, scope, at, body, prev, hash)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (seq, *row.names, row.at, row.body, prev, digest),
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, key) DO NOTHING",
+            (seq, *row.names, row.at, row.body, *hashes),
         )
-        if row.fact is not None:
-            self._db.execute(row.fact[0], (seq, *row.fact[1]))
-        return digest
+        return done.rowcount == 1
 
     def _change(self, change: Callable[[sqlite3.Connection], T]) -> T:
         """Run a small write in a transaction of its own."""
@@ -248,6 +252,12 @@ class Log:
     def _fetch(self, sql: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         with guarded(self.path), self._reading:
             return self._reader.execute(sql, values).fetchall()
+
+
+def _seq_of(db: sqlite3.Connection, row: _Packed) -> int:
+    """Where the row of this name already stands."""
+    by_name = "SELECT seq FROM entry WHERE kind = ? AND key = ?"
+    return int(db.execute(by_name, row.names[:2]).fetchone()[0])
 
 
 def _packed(job: _Job, redact: Redactor, helper: Executor) -> bool:

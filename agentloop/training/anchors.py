@@ -8,13 +8,13 @@ reference, less is an exponential moving average, and `renew` starts the next st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from agentloop.errors import UsageError
+from agentloop.errors import TrainingError, UsageError
 
 
 class Anchor:
@@ -39,6 +39,14 @@ class Anchor:
         with torch.no_grad():
             for name, weight in self._learned():
                 self.kept[name].lerp_(weight, 1 - self.keep)
+
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Go on from the reference that another process kept. Raises `TrainingError` when it is of
+        other weights."""
+        shapes = {name: one.shape for name, one in self.kept.items()}
+        if {name: one.shape for name, one in weights.items()} != shapes:
+            raise TrainingError("the anchor that was kept is of other weights; begin a new one")
+        self.kept = {name: weights[name].to(one) for name, one in self.kept.items()}
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

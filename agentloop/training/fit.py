@@ -177,6 +177,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if not logs or "loss" not in logs:
             return
         figures = {name: float(value) for name, value in self.figures(logs).items()}
+        self.guards.planned = state.max_steps
         self.guards.watch(state.global_step, figures)
         self.losses.append(figures["loss"])
         self.last = figures

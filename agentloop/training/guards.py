@@ -38,16 +38,25 @@ class GuardSettings(BaseModel):
     max_hack_rate: Annotated[float, Field(ge=0, le=1)] | None = 0.2
     """Share of the rollouts that a screen flagged as having gamed their reward."""
     patience: Annotated[int, Field(ge=1)] = 3
-    """So many readings in a row; the beginning is the mean of so many as well."""
+    """So many readings in a row; the beginning is the mean of so many as well. In a phase of few
+    updates at most half of them, or it could end before a guard has seen enough."""
 
 
 @dataclass
 class Guards:
-    """One phase's watch: call `watch` after every update."""
+    """One phase's watch: call `watch` after every update. `planned` is how many there will be, 0
+    when that is not known."""
 
     settings: GuardSettings = field(default_factory=GuardSettings)
+    planned: int = 0
     _first: dict[str, list[float]] = field(default_factory=dict)
     _bad: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def patience(self) -> int:
+        """Readings in a row that are enough."""
+        most = self.settings.patience
+        return min(most, max(1, self.planned // 2)) if self.planned else most
 
     def watch(self, step: int, figures: Mapping[str, float]) -> None:
         """Look at the figures of update `step`; figures that are not known are left alone.
@@ -67,10 +76,11 @@ class Guards:
         limit = self._limit(name, value)
         beyond = limit is not None and (value < limit if name == "entropy" else value > limit)
         self._bad[name] = self._bad.get(name, 0) + 1 if beyond else 0
-        if self._bad[name] >= self.settings.patience:
+        if self._bad[name] >= self.patience:
+            times = f", {self.patience} times in a row" if self.patience > 1 else ""
             raise TrainingError(
-                f"{_WHAT[name]} at step {step}: {value:.4g}, and the limit is {limit:.4g}, "
-                f"{self.settings.patience} times in a row; {_MENDED[name]} ({_KEPT})"
+                f"{_WHAT[name]} at step {step}: {value:.4g}, and the limit is {limit:.4g}"
+                f"{times}; {_MENDED[name]} ({_KEPT})"
             )
 
     def _limit(self, name: str, value: float) -> float | None:
@@ -84,7 +94,7 @@ class Guards:
         if factor is None:
             return None
         first = self._first.setdefault(name, [])
-        if len(first) < given.patience:
+        if len(first) < self.patience:
             first.append(value)
             return None
         return factor * sum(first) / len(first)

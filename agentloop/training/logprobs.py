@@ -4,10 +4,13 @@ In: a causal model, and batches as TRL's preference trainers make them. Out: the
 trainers ask a model for (`fused_lm_head=True`), with two savings that leave values and gradients
 as they are: the vocabulary projection runs at labelled positions only, and of two rows that begin
 alike the beginning is computed once, in one sequence whose mask hides each ending from the other.
+A model whose layers see a part of the context only would be given that mask in place of its own, so
+its rows stay apart.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +20,8 @@ from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import FusedCausalLMOutput
 
 from agentloop.training.examples import IGNORED
+
+log = logging.getLogger(__name__)
 
 _VOCABULARY_AT_ONCE = 32768
 """Columns of the projection that are held in memory together (TRL's value)."""
@@ -79,6 +84,16 @@ def supported(model: Any) -> bool:
     return plain and model.config._attn_implementation in ("sdpa", "eager")
 
 
+def sees_all(model: Any) -> bool:
+    """Whether every layer attends to the whole context: no sliding window, no chunks."""
+    config = model.config.get_text_config().to_dict()
+    layers = config.get("layer_types")
+    if layers is not None:
+        return set(layers) == {"full_attention"}
+    windowed = config.get("sliding_window") and config.get("use_sliding_window", True)
+    return not windowed and not config.get("attention_chunk_size")
+
+
 def project_labelled_only(model: Any, *, pairs: bool) -> None:
     """Make `model` (a causal model, without a peft wrapper) answer TRL's preference trainers with
     the savings above; with `pairs`, the second half of a batch holds the partners of the first.
@@ -87,6 +102,9 @@ def project_labelled_only(model: Any, *, pairs: bool) -> None:
     """
     if not supported(model):
         return
+    if pairs and not sees_all(model):
+        pairs = False
+        log.warning("not all layers see the whole context, so no beginning of a pair is shared")
     whole = type(model).forward.__get__(model)
 
     def forward(*args: Any, fused_lm_head: bool = False, **given: Any) -> Any:
@@ -113,11 +131,14 @@ def _answer(model: Any, ids: Tensor, mask: Tensor, labels: Tensor, pairs: bool) 
     targets = labels[layout.row, layout.at].masked_fill(~layout.valid, IGNORED)[:, 1:]
     predicts = targets != IGNORED
     head = model.get_output_embeddings()
-    values = ChunkedLogProbFunction.apply(
-        hidden[:, :-1][predicts], head.weight, head.bias, targets[predicts],
-        1.0, _VOCABULARY_AT_ONCE, None, 1.0, _FIELDS,
-    )  # fmt: skip
-    log_probs, entropy, _, mean_logits, is_top1 = values
+    wanted, labelled = hidden[:, :-1][predicts], targets[predicts]
+    if isinstance(head, torch.nn.Linear):
+        log_probs, entropy, _, mean_logits, is_top1 = ChunkedLogProbFunction.apply(
+            wanted, head.weight, head.bias, labelled,
+            1.0, _VOCABULARY_AT_ONCE, None, 1.0, _FIELDS,
+        )  # fmt: skip
+    else:  # an adapter on the head is not in its `weight`
+        log_probs, entropy, mean_logits, is_top1 = _whole(head(wanted).float(), labelled)
     where = (layout.row[:, 1:][predicts], layout.at[:, 1:][predicts] - 1)
 
     def back(field: Tensor) -> Tensor:
@@ -130,3 +151,12 @@ def _answer(model: Any, ids: Tensor, mask: Tensor, labels: Tensor, pairs: bool) 
         mean_logits=back(mean_logits),
         is_top1=back(is_top1),
     )
+
+
+def _whole(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same fields of logits (labelled x vocabulary) that are there already."""
+    logp = logits.log_softmax(-1)
+    chosen = logp.gather(-1, targets[:, None])[:, 0]
+    entropy = -(logp.exp() * logp).sum(-1).detach()
+    best = logits.argmax(-1) == targets
+    return chosen, entropy, logits.mean(-1).detach(), best

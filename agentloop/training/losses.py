@@ -216,7 +216,8 @@ def covariance_clip(
 ) -> Tensor:
     """Where the loss stays (bool, rows x time): all of `mask` but a random few of the tokens whose
     covariance (A - mean A)(logp - mean logp) lies in the band; those are what lowers entropy
-    (Cui et al. 2025, Clip-Cov). At most `band.share` of the sampled tokens are silenced.
+    (Cui et al. 2025, Clip-Cov). At most `band.share` of the sampled tokens are silenced, but one
+    where that is less than one (as in verl's implementation); none with a share of 0.
 
     Give a mask without the tokens that a `Clip` has silenced already (`outside`): they are then
     not chosen, though they do not count in the share either.
@@ -226,7 +227,7 @@ def covariance_clip(
     values, gains = logp.detach(), _per_token(advantages, logp)
     covariance = (gains - _mean(gains, weights)) * (values - _mean(values, weights))
     inside = (sampled & (covariance > band.low) & (covariance < band.high)).nonzero()
-    most = min(len(inside), int(band.share * int(sampled.sum())))
+    most = max(1, int(band.share * int(sampled.sum()))) if band.share else 0
     chosen = inside[torch.randperm(len(inside), generator=generator)[:most].to(inside.device)]
     keep = sampled.clone()
     keep[chosen[:, 0], chosen[:, 1]] = False

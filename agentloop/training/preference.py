@@ -9,6 +9,7 @@ and the prompt of a pair is computed once. Imports torch: loaded by the worker p
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -109,10 +110,23 @@ def kto(job: TrainingJob) -> TrainingResult:
             at_once=fit.at_once(settings),
         )  # fmt: skip
 
-    mean = mean_length([each for each, _ in kept])
+    sides = {
+        name: [each for each, good in kept if good == label]
+        for name, label in (("chosen", True), ("rejected", False))
+    }
+    lengths = {name: mean_length(rows) for name, rows in sides.items() if rows}
 
     def figures(logs: Mapping[str, float]) -> dict[str, float]:
-        return _figures(logs) | {"kl": float(logs["kl"]) / mean}
+        # The method's own `kl` is of answers to other prompts, which stay as unlikely as they were.
+        # Good and bad rows were all sampled: exp(d) - 1 - d of how much likelier they became is,
+        # averaged, the divergence from the reference, and from the sides' means a bound below it.
+        gaps = {
+            name: float(logs[f"rewards/{name}"]) / settings.beta / length
+            for name, length in lengths.items()
+            if f"rewards/{name}" in logs
+        }
+        apart = sum(len(sides[name]) * (math.exp(d) - 1 - d) for name, d in gaps.items())
+        return _figures(logs) | {"kl": apart / sum(len(sides[name]) for name in gaps)}
 
     return _run(
         job, settings, make, figures,

@@ -41,7 +41,8 @@ class Projection:
             return self._of(self.base(**given).logits[where], targets, bonus)
         hidden = self.base.base_model(**given).last_hidden_state[where]
         head = self.base.get_output_embeddings()
-        if not self.tiled:
+        # An adapter on the head is not in its `weight`: only calling it counts (and teaches) both.
+        if not self.tiled or not isinstance(head, torch.nn.Linear):
             return self._of(head(hidden), targets, bonus)
         logp, entropy, *_ = ChunkedLogProbFunction.apply(
             hidden, head.weight, head.bias, targets, self.temperature, _VOCABULARY_AT_ONCE, None,

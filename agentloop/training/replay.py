@@ -28,7 +28,6 @@ from trl import GRPOConfig, GRPOTrainer
 from agentloop.errors import TrainingError, UsageError
 from agentloop.records import TrainingJob, TrainingResult
 from agentloop.training import fit
-from agentloop.training import losses as L
 from agentloop.training.anchors import Anchor
 from agentloop.training.artifact import CONFIG, publish
 from agentloop.training.projection import Projection
@@ -38,8 +37,8 @@ from agentloop.training.replay_tensors import (
     Means,
     Tokens,
     fined,
-    moved,
-    policy_loss,
+    held,
+    part_loss,
     silenced,
     tensors,
 )
@@ -110,12 +109,13 @@ def arguments(
 
 
 def _check(job: TrainingJob, settings: ReplaySettings) -> None:
-    whole = job.adapter is not None and not (Path(job.adapter) / CONFIG).is_file()
-    held = settings.anchor.weight + settings.anchor.first > 0
-    if held and whole and settings.anchor.to == "base":
+    if job.adapter is None or not held(settings) or settings.anchor.to != "base":
+        return
+    # Only below an adapter that stays one is the base still there.
+    if settings.weights == "full" or not (Path(job.adapter) / CONFIG).is_file():
         raise UsageError(
-            "a policy of full weights cannot be held to the base, which is not loaded; "
-            "use `anchor.to: start`"
+            "a policy of full weights that learned before cannot be held to the base, which is "
+            "not loaded; use `anchor.to: start`, or learn with `weights: lora`"
         )
 
 
@@ -160,9 +160,11 @@ class ReplayTrainer(GRPOTrainer):  # type: ignore[misc]
         tokens = self._anchored(tokens, inputs, samples, plan)
         tokens = self._silenced(tokens, samples, plan)
         self.tokens += sum(len(each.ids) for each in samples)
-        losses, stats = [], Means()
+        losses, stats, whole = [], Means(), tokens.mask.sum()
         for part in plan:
-            loss = self._part_loss(tokens, samples, part, stats)
+            logp, entropy = self._score(tokens, samples, part)
+            view = tokens.part(part.rows, part.shared + 1, part.shared + 1 + logp.shape[1])
+            loss = part_loss(logp, entropy, view, settings=self.settings, whole=whole, stats=stats)
             self.accelerator.backward(loss)
             losses.append(loss.detach())
         self._record(stats.means())
@@ -171,42 +173,6 @@ class ReplayTrainer(GRPOTrainer):  # type: ignore[misc]
     def _tensors(self, samples: Sequence[Sample]) -> Tokens:
         dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
         return tensors(samples, self.settings, dtype, self.accelerator.device)
-
-    def _part_loss(
-        self, tokens: Tokens, samples: Sequence[Sample], part: Part, stats: Means
-    ) -> Tensor:
-        """The part's share of the loss of its step."""
-        logp, entropy = self._score(tokens, samples, part)
-        view = tokens.part(part.rows, part.shared + 1, part.shared + 1 + logp.shape[1])
-        weights = view.weights * view.kept
-        if self.settings.stale is not None:
-            rows = L.fresh(logp, view.old, weights, self.settings.stale, view.advantages)
-            stats.add({"stale_share": 1 - rows.double().mean()}, len(rows))
-            weights = weights * rows.unsqueeze(1)
-        policy = policy_loss(logp, view, weights, self.settings)
-        stats.add(policy.stats, (weights != 0).sum())
-        loss = policy.value * self.settings.weight
-        held = self.settings.anchor
-        region = view.weights * (held.weight + held.first * view.first)
-        if self._held and held.estimator != "centred":
-            divergence = L.masked_kl(logp, view.ref, region, held.estimator)
-            loss = loss + divergence.value
-        elif self._held:
-            region = view.weights
-            divergence = L.masked_kl(logp.detach(), view.ref, region)
-        else:
-            region = view.weights
-            divergence = moved(logp, view)
-        stats.add(divergence.stats, (region != 0).sum())
-        sampled = view.mask.sum()
-        stats.add({"entropy": entropy.detach().sum() / sampled}, sampled)
-        if self.settings.entropy:
-            loss = loss - self.settings.entropy * entropy.sum() / tokens.mask.sum()
-        return loss
-
-    @property
-    def _held(self) -> bool:
-        return self.settings.anchor.weight + self.settings.anchor.first > 0
 
     def _score(
         self, tokens: Tokens, samples: Sequence[Sample], part: Part
@@ -252,12 +218,12 @@ class ReplayTrainer(GRPOTrainer):  # type: ignore[misc]
         plan: Sequence[Part],
     ) -> Tokens:
         """With the reference's log-probs: of an average at each step, of what stays once."""
-        if not self._held:
+        if not held(self.settings):
             return tokens
         ref = torch.zeros_like(tokens.old)
         if self.settings.anchor.to == "ema":
             if self._anchor is None:
-                self._anchor = Anchor(self.model, self.settings.anchor.keep)
+                self._anchor = self._average()
             else:
                 self._anchor.follow()
             with self._anchor.in_place():
@@ -270,6 +236,10 @@ class ReplayTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.settings.anchor.estimator == "centred":
             tokens = fined(self._look(tokens, samples, plan), tokens, self.settings.anchor.weight)
         return tokens
+
+    def _average(self) -> Anchor:
+        """What the policy is held to at the first step, when that is to be its moving average."""
+        return Anchor(self.model, self.settings.anchor.keep)
 
     def _fixed(self) -> list[Tensor]:
         """The reference's log-probs of all rows, before the first update."""

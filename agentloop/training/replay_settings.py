@@ -50,7 +50,8 @@ class AnchorSettings(_Part):
     """What the policy is held to, and how strongly.
 
     `to`: the `base` model, the `start` of this phase, or an `ema` of the policy that keeps `keep`
-    of itself at each step. `weight` is for all sampled tokens; `first` is added to it on those of
+    of itself at each step. The average begins at the start of a phase; the rounds of an online run
+    (`session`) hand it on. `weight` is for all sampled tokens; `first` is added to it on those of
     a row's first attempt (of its first sampled segment, when the row knows of one attempt only).
     """
 

@@ -23,6 +23,7 @@ from agentloop.training.losses import (
     Negatives,
     centred_kl,
     covariance_clip,
+    fresh,
     masked_kl,
     negative_aware,
     outside,
@@ -104,6 +105,41 @@ def policy_loss(logp: Tensor, tokens: Tokens, weights: Tensor, settings: ReplayS
     return policy_gradient(logp, tokens.old, tokens.advantages, weights, clip, settings.level)
 
 
+def part_loss(
+    logp: Tensor, entropy: Tensor, tokens: Tokens, *,
+    settings: ReplaySettings, whole: Tensor, stats: Means,
+) -> Tensor:  # fmt: skip
+    """A part's share of the loss of its step: policy, anchor and entropy bonus.
+
+    `logp` and `entropy` (rows x time, with gradient, entropy 0 where unsampled) are at `tokens`;
+    `whole` is how many tokens of the step were sampled. What is reported goes into `stats`.
+    """
+    weights = tokens.weights * tokens.kept
+    if settings.stale is not None:
+        rows = fresh(logp, tokens.old, weights, settings.stale, tokens.advantages)
+        stats.add({"stale_share": 1 - rows.double().mean()}, len(rows))
+        weights = weights * rows.unsqueeze(1)
+    policy = policy_loss(logp, tokens, weights, settings)
+    stats.add(policy.stats, (weights != 0).sum())
+    loss = policy.value * settings.weight
+    anchor, sampled = settings.anchor, tokens.mask.sum()
+    if held(settings) and anchor.estimator != "centred":
+        region = tokens.weights * (anchor.weight + anchor.first * tokens.first)
+        loss = loss + masked_kl(logp, tokens.ref, region, anchor.estimator).value
+    # Wherever the policy is held, what is watched is how far it went on everything it sampled.
+    away = masked_kl(logp.detach(), tokens.ref, tokens.mask) if held(settings) else None
+    stats.add((away or moved(logp, tokens)).stats, sampled)
+    stats.add({"entropy": entropy.detach().sum() / sampled}, sampled)
+    if settings.entropy:
+        loss = loss - settings.entropy * entropy.sum() / whole
+    return loss
+
+
+def held(settings: ReplaySettings) -> bool:
+    """Whether the policy is held to an anchor."""
+    return settings.anchor.weight + settings.anchor.first > 0
+
+
 def clip_of(settings: ReplaySettings) -> Clip | Cap | None:
     """What becomes of a ratio far from 1."""
     given = settings.clip
@@ -137,7 +173,7 @@ def silenced(logp: Tensor, tokens: Tokens, settings: ReplaySettings, seed: int) 
 def moved(logp: Tensor, tokens: Tokens) -> Loss:
     """How far the policy is from the one that sampled: KL(sampler || policy) from the sampler's own
     tokens, so what became unlikely counts in nats and not in its exponential. Stat: `kl`."""
-    return masked_kl(tokens.old, logp.detach(), tokens.weights)
+    return masked_kl(tokens.old, logp.detach(), tokens.mask)
 
 
 class Means:

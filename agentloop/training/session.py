@@ -1,7 +1,8 @@
 """One round of an online run: learning from stored rows with an optimizer that goes on.
 
 In: a job like `replay`'s, and the directory of the optimizer's state after the round before. Out:
-the adapter, and beside it `<out>.optimizer/` with the state for the next round. The decision worth
+the adapter, and beside it `<out>.optimizer/` with the state for the next round, the moving average
+that the policy is held to included. The decision worth
 knowing: a round is a process of its own and not a trainer that stays up. What a kill could cost is
 then one round, because everything a round begins with lies on the disk; the trainer's memory is
 free while the model is served; deadline, guards and causes of death are those of every job. It
@@ -22,12 +23,14 @@ from safetensors.torch import load_file, save_file
 from agentloop.errors import TrainingError
 from agentloop.files import new_directory, read_manifest, write_manifest
 from agentloop.records import TrainingJob, TrainingResult
+from agentloop.training.anchors import Anchor
+from agentloop.training.fit import check_finite
 from agentloop.training.replay import ReplayTrainer, learn
 from agentloop.training.replay_rows import Sample
 from agentloop.training.session_settings import SessionSettings
 from agentloop.training.settings import settings_of
 
-STATE = "optimizer.safetensors"
+STATE, AVERAGE = "optimizer.safetensors", "anchor.safetensors"
 
 
 def train(job: TrainingJob) -> TrainingResult:
@@ -56,14 +59,29 @@ class SessionTrainer(ReplayTrainer):
             restore(self.model, optimizer, self.before)
         return optimizer
 
+    def _average(self) -> Anchor:
+        """Goes on from the round before, after whose last step it has yet to follow the policy."""
+        anchor = super()._average()
+        if self.before is not None and (self.before / AVERAGE).is_file():
+            anchor.take(load_file(self.before / AVERAGE))
+            anchor.follow()
+        return anchor
+
     def train(self, *given: Any, **named: Any) -> Any:
-        """Written before the adapter is published: no round is finished without its state."""
+        """Written before the adapter is published: no round is finished without its state. Raises
+        `TrainingError`, and writes nothing, when a learned weight is not finite."""
         done = super().train(*given, **named)
-        keep(self.model, self.optimizer, self.after)
+        check_finite(self.model)
+        keep(self.model, self.optimizer, self.after, self._anchor)
         return done
 
 
-def keep(model: torch.nn.Module, optimizer: torch.optim.Optimizer, directory: Path) -> None:
+def keep(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    directory: Path,
+    anchor: Anchor | None = None,
+) -> None:
     """Write the state by the names of the weights; one that a killed run left is replaced."""
     names = {weight: name for name, weight in model.named_parameters()}
     tensors = {
@@ -75,6 +93,9 @@ def keep(model: torch.nn.Module, optimizer: torch.optim.Optimizer, directory: Pa
     shutil.rmtree(directory, ignore_errors=True)
     with new_directory(directory) as draft:
         save_file(tensors, draft / STATE)
+        if anchor is not None:
+            kept = {name: value.cpu().contiguous() for name, value in anchor.kept.items()}
+            save_file(kept, draft / AVERAGE)
         write_manifest(draft, {})
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, quote_plus
 
 from agentloop.trajectories.secret_shapes import Span
@@ -49,15 +49,14 @@ class KnownValues:
         """Whether one of the values, or seven bytes of one, may be in `data` (UTF-8)."""
         if not self._forms or len(data) < _BLOCK:
             return False
-        import numpy as np  # not before there is something to scan
-
-        blocks = np.frombuffer(data, "<u4", count=len(data) // _BLOCK)
-        near = self._table.take(blocks * np.uint32(_MULTIPLIER) >> self._shift).nonzero()[0]
-        for number, block in zip(near.tolist(), blocks[near].tolist(), strict=True):
-            for at, offset in self._blocks.get(block, ()):
-                if self._stands(data, number * _BLOCK, at, offset):
-                    return True
-        return any(half in data for half in self._halves)
+        blocks, near = self._look(data)
+        found: list[int] = blocks[near].tolist()
+        if not self._blocks.keys().isdisjoint(found):
+            for number, block in zip(near.nonzero()[0].tolist(), found, strict=True):
+                for at, offset in self._blocks.get(block, ()):
+                    if self._stands(data, number * _BLOCK, at, offset):
+                        return True
+        return bool(self._halves) and any(half in data for half in self._halves)
 
     def spans(self, texts: list[str]) -> Iterator[Span]:
         """Where values stand in the texts put together. One may begin in one text and end in
@@ -95,18 +94,17 @@ class KnownValues:
         """Whether the block at byte `offset` of form `at`, found at `place`, is part of the whole
         form there, or for a value as it is of seven bytes of it."""
         form = self._bytes[at]
-        if data.startswith(form, max(place - offset, 0)):
-            return True
         if at not in self._whole:
-            return False
-        left = min(_BLOCK - 1, place, offset)
-        around = data[place - left : place + 2 * _BLOCK - 1]
-        known = form[offset - left : offset + 2 * _BLOCK - 1]
-        same = [one == two for one, two in zip(around, known, strict=False)]
-        # The block itself is equal; how far are its neighbours?
-        before = next((n for n in range(left) if not same[left - 1 - n]), left)
-        after = next((n for n, equal in enumerate(same[left:]) if not equal), len(same) - left)
-        return before + after >= 2 * _BLOCK - 1
+            return data.startswith(form, max(place - offset, 0))
+        before = after = 0  # the block itself is equal; how far are its neighbours?
+        while before < min(_BLOCK - 1, place, offset) and (
+            data[place - before - 1] == form[offset - before - 1]
+        ):
+            before += 1
+        rest = min(len(data) - place, len(form) - offset, 2 * _BLOCK - 1) - _BLOCK
+        while after < rest and data[place + _BLOCK + after] == form[offset + _BLOCK + after]:
+            after += 1
+        return before + after >= _BLOCK - 1
 
     def _near(self, text: str) -> set[int]:
         """The forms that share an aligned block with `text`."""
@@ -115,20 +113,25 @@ class KnownValues:
         return {at for block in view if block in self._blocks for at, _ in self._blocks[block]}
 
     @cached_property
-    def _table(self) -> NDArray[np.bool_]:
-        import numpy as np
+    def _look(self) -> Callable[[bytes], tuple[NDArray[np.uint32], NDArray[np.bool_]]]:
+        """Gives the aligned blocks of a text, and which of them may be a value's: by a hash, of
+        which few are taken: what they let through is looked up one by one."""
+        import numpy as np  # not before there is something to scan
 
-        table: Any = np.zeros(1 << (32 - int(self._shift)), dtype=bool)
-        for block in self._blocks:
-            table[(block * _MULTIPLIER & 0xFFFFFFFF) >> int(self._shift)] = True
-        return table  # type: ignore[no-any-return]
+        bits = max(16, (64 * len(self._blocks)).bit_length())
+        kind = np.dtype("<u4")
+        # Arrays of no dimension: numpy converts a scalar anew each time, for half of the cost.
+        multiplier, shift = np.array(_MULTIPLIER, kind), np.array(32 - bits, kind)
+        table = np.zeros(1 << bits, dtype=bool)
+        table[np.fromiter(self._blocks, kind) * multiplier >> shift] = True
 
-    @cached_property
-    def _shift(self) -> np.uint32:
-        """Of a hash to the size of the table, which is never more than a 16th full."""
-        import numpy as np
+        def look(data: bytes) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+            blocks = np.frombuffer(data, kind, len(data) // _BLOCK)
+            hashes = blocks * multiplier
+            hashes >>= shift
+            return blocks, table.take(hashes, mode="clip")
 
-        return np.uint32(32 - max(16, (16 * len(self._blocks)).bit_length()))
+        return look
 
     @cached_property
     def _halves(self) -> list[bytes]:

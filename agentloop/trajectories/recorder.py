@@ -95,6 +95,7 @@ class Recorder:
                 policy=completion.policy if completion.policy is not None else request.policy,
                 sampling=request.sampling,
                 finish_reason=completion.finish_reason,
+                fallback=completion.fallback,
             ),
             key,
         )

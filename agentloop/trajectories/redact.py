@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import os
 import re
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -40,8 +39,6 @@ _QUOTED = re.compile(r"(?:[\w.~+-]|%[0-9A-Fa-f]{2}){8,}")
 _BREAK = re.compile(r"\\r|\\n|[\r\n]")
 _FILE = 4096
 """Longer runs of base64 are files."""
-_GAP = bytes(8)
-"""Between texts that are looked at together: no mark and no run goes over it."""
 _URLSAFE = str.maketrans("-_", "+/")
 
 
@@ -79,28 +76,28 @@ class Redactor:
         keys = dict(zip(strings[_KEY], clean.get(_KEY, ()), strict=True))
         return _rebuild(value, "", {path: iter(texts) for path, texts in clean.items()}, keys)
 
-    def text(self, text: str) -> str:
-        """One string without secrets."""
-        return self._clean([text])[0]
+    def text(self, text: str, key: str = "") -> str:
+        """One string without secrets; `key` is what it stands under in an object."""
+        return self._clean([text], key)[0]
 
     def suspects(self, data: bytes) -> bool:
         """Whether a value whose JSON (or text) is `data` must be looked at; false for nearly all
         that has no secret. Cheap: this is what the write path pays for."""
-        if self._known.suspects(data):
-            return True
+        return self._known.suspects(data) or self._shaped(data)
+
+    def suspects_each(self, many: Sequence[bytes]) -> list[bool]:
+        """`suspects` of each; cheaper than one by one, as known values are looked for in all at
+        once."""
+        if self._known.suspects(b"".join(many)):
+            return [self.suspects(data) for data in many]
+        return [self._shaped(data) for data in many]
+
+    def _shaped(self, data: bytes) -> bool:
+        """Whether a secret's shape may be in `data`, as it is or in base64."""
         marked, coded = secret_scan.suspicious(data)
         return marked or (
             coded and any(self._hides(run[0].decode()) for run in _CODED_BYTES.finditer(data))
         )
-
-    def suspects_each(self, many: Sequence[bytes]) -> list[bool]:
-        """`suspects` of each; cheaper than one by one, as most of its cost is per call."""
-        joined = _GAP.join(many)
-        if self._known.suspects(joined):
-            return [self.suspects(data) for data in many]
-        ends = list(accumulate(len(data) + len(_GAP) for data in many))
-        near = {bisect_right(ends, place) for place in secret_scan.places(joined)}
-        return [at in near and self.suspects(data) for at, data in enumerate(many)]
 
     def _clean(self, texts: list[str], key: str = "") -> list[str]:
         """Neighbours, which stand under `key` in their objects, without secrets; `texts` itself

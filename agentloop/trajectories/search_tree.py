@@ -8,7 +8,8 @@ so a graph that asks a model and a simulation that draws numbers run the very sa
 One round, as in ReST-MCTS* (Zhang et al. 2024, arXiv 2406.03816, and its repository): select a leaf
 by upper confidence bounds, propose children, value them, roll the best of them forward greedily and
 blend what it reached into its value, back up visit-weighted means. A step that was rolled forward
-is kept: it is among the children when its path is expanded, and not asked for again.
+is kept: it is among the children when its path is expanded, and not asked for again. A solution
+that was only rolled forward to joins the tree when the search ends, so that it can be the answer.
 """
 
 from __future__ import annotations
@@ -90,6 +91,8 @@ class Tree(TypedDict):
     """Steps rolled forward from it."""
     kept: dict[str, list[str]]
     """Steps that were rolled forward earlier, by the path that they continue."""
+    ahead: list[list[str]]
+    """Solved paths that were rolled forward to; not all of them are in the tree yet."""
     reached: list[float]
     """Their values."""
     calls: int
@@ -106,8 +109,8 @@ def new_tree() -> Tree:
     """A root and nothing else."""
     return Tree(
         nodes=[_node(None, "", 0.0, False)], phase="select", at=0, fresh=[], solved=[], attempts=0,
-        rolled=None, beyond=[], kept={}, reached=[], calls=0, valued=0, rounds=0, found=None,
-        cache={},
+        rolled=None, beyond=[], kept={}, ahead=[], reached=[], calls=0, valued=0, rounds=0,
+        found=None, cache={},
     )  # fmt: skip
 
 
@@ -120,6 +123,7 @@ def copied(tree: Tree) -> Tree:
     made["fresh"], made["solved"] = [*tree["fresh"]], [*tree["solved"]]
     made["beyond"], made["reached"] = [*tree["beyond"]], [*tree["reached"]]
     made["kept"], made["cache"] = {**tree["kept"]}, {**tree["cache"]}
+    made["ahead"] = [*tree["ahead"]]
     return made
 
 
@@ -156,6 +160,7 @@ def wanted(tree: Tree, settings: SearchSettings) -> list[list[str]]:
 def select(tree: Tree, settings: SearchSettings) -> None:
     """Walk from the root to the leaf of the highest bound; decide what to do with it."""
     if tree["calls"] >= settings.calls or tree["rounds"] >= settings.rounds:
+        _join(tree)
         tree["phase"] = "done"
         return
     tree["rounds"] += 1
@@ -221,6 +226,8 @@ def valued(tree: Tree, settings: SearchSettings, values: Sequence[float]) -> Non
         tree["beyond"].append(tree["fresh"][0])
         tree["reached"].append(known[0])
         over = tree["solved"][0]
+        if over:
+            tree["ahead"].append(_here(tree))
     tree["fresh"], tree["attempts"], tree["phase"] = [], 0, "propose"
     deepest = len(_here(tree)) >= settings.max_depth
     spent = tree["calls"] >= settings.calls
@@ -302,6 +309,23 @@ def _settle(tree: Tree, settings: SearchSettings) -> None:
     child["visits"] += 1
     tree["rolled"], tree["beyond"], tree["reached"] = None, [], []
     tree["phase"] = "back_up"
+
+
+def _join(tree: Tree) -> None:
+    """Put the solved paths that were only rolled forward to into the tree, each step with the value
+    that it was given. Nothing is asked for, and no visit is counted."""
+    for path in tree["ahead"]:
+        at = 0
+        for place, step in enumerate(path, start=1):
+            below = tree["nodes"][at]["children"]
+            known = (child for child in below if tree["nodes"][child]["step"] == step)
+            child = next(known, None)
+            if child is None:
+                child = len(tree["nodes"])
+                below.append(child)
+                value = tree["cache"][_key(path[:place])]
+                tree["nodes"].append(_node(at, step, value, place == len(path)))
+            at = child
 
 
 def _here(tree: Tree) -> list[str]:

@@ -84,9 +84,6 @@ _CONTEXT = re.compile(
     re.IGNORECASE,
 )
 _NAMED = re.compile(rf"(?:{_NAMES}|authorization|cookie)\Z", re.IGNORECASE)
-URL = re.compile(rb"://[^\s/@\"'\\<>]*@")
-"""Whether a text has an address with credentials; quick, as it begins with a literal."""
-
 _EXACT = (
     "sk- sk_ rk_ ghp_ gho_ ghu_ ghs_ ghr_ hub_ glpa glpt gldt glrt AKIA ASIA AIza ya29 GOCS xoxa "
     "xoxb xoxe xoxp xoxr xoxs xapp hf_ whse SG. npm_ ypi- dckr op_v oo_v or_v shpa shpc shpp shps "

@@ -20,6 +20,7 @@ from agentloop.graphs.load import Graph, load_graph
 from agentloop.graphs.program import program_graph
 from agentloop.graphs.run import Runner
 from agentloop.lanes.bench import Bench
+from agentloop.lanes.gated import GatedBench
 from agentloop.models.connect import Connected, ModelSpec, connect, parse
 from agentloop.models.meter import Meter
 from agentloop.models.scripted import Scripted
@@ -52,6 +53,7 @@ from agentloop.workflows.load import Loaded, build
 from agentloop.workflows.models import ScopedJournal, check_calls, lend_model, prices
 from agentloop.workflows.runs import checkpoints
 from agentloop.workflows.schema import PartSpec, Workflow
+from agentloop.workflows.seconds import counted
 from agentloop.workspace import Workspace, model_cache
 
 _TYPICAL_PROMPT, _TYPICAL_REPLY = 600, 150
@@ -167,13 +169,16 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
         server, endpoint, base = await _serve(model_spec, options, stack)
         transport = connect(model_spec, scripted=_script(loaded, model_spec), endpoint=endpoint)
         stack.push_async_callback(transport.close)
-        meter = Meter(spec.budget, prices(spec, model_spec), spent=archive.spent(options.run))
+        before = stack.enter_context(counted(archive, options.run)) if spec.budget.seconds else 0.0
+        meter = Meter(
+            spec.budget, prices(spec, model_spec), spent=archive.spent(options.run), seconds=before
+        )
         model = lend_model(
             spec, model_spec, transport, meter=meter, stack=stack,
             journal=ScopedJournal(archive, options.run),
         )  # fmt: skip
         graph = await _agent(loaded, options, stack)
-        bench = Bench(
+        bench = GatedBench(
             archive=archive, tasks=_tasks(loaded, model_spec, options),
             runner=Runner(
                 graph,
@@ -189,7 +194,7 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
             workflow=loaded.name, run=options.run, seed=options.seed,
             champion=seed_champion(loaded, archive), progress=options.progress,
             concurrency=spec.concurrency,
-            max_rollouts=spec.budget.rollouts,
+            max_rollouts=spec.budget.rollouts, gate_n=spec.heldout.n,
         )  # fmt: skip
         yield Kit(
             name=loaded.name, bench=bench, collector=loaded.build(spec.collect),

@@ -97,6 +97,18 @@ def test_what_may_not_be_learned_from_gets_no_credit() -> None:
     assert set(GroupCredit().assign([mixed])) == {("a", 2, 1)}
 
 
+@pytest.mark.parametrize(
+    "credit", [GroupCredit(), StepCredit(baseline="mean"), CriticsCredit(weights={"": 1.0})]
+)
+def test_a_sample_that_held_a_secret_counts_in_its_groups_baseline(credit: Credit) -> None:
+    open_ = [episode(f"e{at}", 0.25 * at, replies("1", "2"), steps=(0.5, at)) for at in range(3)]
+    last = episode("e3", 1.0, replace(replies("1", "2"), redacted=True), steps=(0.5, 3.0))
+    untold = replace(last, trajectories=(replies("1", "2"),))
+    want = {at: one for at, one in credit.assign([*open_, untold]).items() if at[0] != "e3"}
+    assert credit.assign([*open_, last]) == want
+    assert group_of(last) == group_of(untold)
+
+
 def test_a_percentile_is_over_the_means_of_the_newest_groups() -> None:
     old = [episode("o1", 1.0, task="o", started=1.0), episode("o2", 1.0, task="o", started=1.0)]
     new = [episode("n1", 0.5, task="n", started=2.0), episode("n2", 0.0, task="n", started=2.0)]

@@ -132,6 +132,33 @@ def test_a_groups_statistics_are_of_those_left_out_too() -> None:
     assert (ids(chosen), chosen.shares) == (["m1"], {"m1": 0.25})
 
 
+def test_a_sample_that_held_a_secret_counts_in_its_group() -> None:
+    group = [episode("a", 1.0), episode("b", 1.0), episode("c", 1.0)]
+    secret = episode("d", 0.0, replace(replies("x"), redacted=True))
+    chosen = Filters(mixed_groups=True).choose([*group, secret])
+    assert chosen.shares == {"a": 0.75, "b": 0.75, "c": 0.75}
+    assert chosen.left_out == {"not trainable": 1}
+
+
+def test_credit_compares_with_whole_groups_of_the_scope_however_they_went() -> None:
+    def named(task: str, **fields: object) -> list[Episode]:
+        return [episode(f"{task}{at}", float(at == 0), task=task, **fields) for at in range(4)]
+
+    kept = named("k")
+    lost = [episode(f"l{at}", 0.0, task="l", started=50.0) for at in range(4)]  # none was right
+    kept[3] = replace(kept[3], started=-1.0)  # begun before `since`, in a group that was not
+    broken = replace(episode("k9", task="k"), score=None)
+    elsewhere = [*named("r", run="other"), *named("old", started=-1.0), *named("p", purpose="eval")]
+    elsewhere += [episode("v0", 1.0, replies("x", policy="p1"), task="v")]
+    filters = Filters(
+        runs=("r",), since="1970-01-01T00:00:00Z", policies=("base",), max_age_seconds=60.0,
+        success=True, distinct=True, cap_per_task=1, limit=1,
+    )  # fmt: skip
+    chosen = filters.choose([*lost, *elsewhere, *kept, broken], Lent(now=55.0))
+    assert len(chosen.episodes) == 1
+    assert {one.id for one in chosen.members} == {one.id for one in (*kept, *lost)}
+
+
 def test_held_out_tasks_are_an_error_and_evaluations_are_left_out() -> None:
     held_out = [Task(id="secret", prompt="prompt of secret")]
     evaluated = replace(episode("e", task="secret"), purpose="eval")

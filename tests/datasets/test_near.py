@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from agentloop.datasets import near as module
 from agentloop.datasets.near import Dedupe, Near, embedded, unlike
 from agentloop.errors import UsageError
-from agentloop.records import Episode
+from agentloop.records import Episode, Skill
 
 
 @dataclass
@@ -135,16 +135,32 @@ def test_tasks_keep_all_their_samples() -> None:
     assert set(found) == set(best)
 
 
-def test_near_skills_are_the_episodes_that_were_shown_one() -> None:
-    shown = [replace(episode("a"), skills=("s1",)), replace(episode("b"), skills=("s2", "s3"))]
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_near_skills_are_measured_among_those_that_were_shown(k: int) -> None:
+    skills = {
+        f"s{at}": Skill(name=f"skill-{at % 4}", description="what it does", document="")
+        for at in range(40)  # ten times the same text: ties at most cuts
+    }
+    shown = [replace(episode(f"e{at}"), skills=(f"s{at}", f"s{at + 1}")) for at in range(0, 20, 5)]
+    blind = Rough([], 0)  # an index that never found a skill, of a store that has more of them
+    found = Near(text="sums", k=k, of="skills").choose(
+        [*shown, episode("none")], blind, Axes(), skill=skills.__getitem__
+    )
+    names = sorted({name for one in shown for name in one.skills})
+    texts = [f"{skills[name].name}\n{skills[name].description}" for name in names]
+    vectors = embedded(["sums", *texts], Axes())
+    cosines = np.round(vectors[1:] @ vectors[0], 6)
+    best = dict(sorted(zip(names, cosines, strict=True), key=lambda one: (-one[1], one[0]))[:k])
+    assert found == pytest.approx(
+        {one.id: max(best[name] for name in one.skills if name in best)
+         for one in shown if best.keys() & set(one.skills)}
+    )  # fmt: skip
+    assert blind.asked == []
 
-    def search(kind: str, text: str, k: int) -> list[tuple[str, float]]:
-        assert kind == "skill"
-        return [("s3", 0.2), ("s1", 0.2), ("s2", 0.5)]
 
-    both = Near(text="sums", k=2, of="skills").choose([*shown, episode("c")], search, Axes())
-    assert both == {"a": 0.8, "b": 0.8}
-    assert set(Near(text="sums", k=1, of="skills").choose(shown, search, Axes())) == {"a"}
+def test_near_skills_needs_the_skills() -> None:
+    with pytest.raises(UsageError, match="needs the skills"):
+        Near(text="sums", k=2, of="skills").choose([episode("a")], Rough([], 0), Axes())
 
 
 def test_one_of_those_that_mean_the_same_is_kept() -> None:

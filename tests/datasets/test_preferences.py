@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agentloop.datasets.groups import group_of
 from agentloop.datasets.preferences import listwise_rows, preference_rows, unpaired_rows
-from agentloop.records import Episode, Message, Row
+from agentloop.records import Episode, Message, Row, Sampling
 from agentloop.trajectories.redact import Redactor
 
 
@@ -39,6 +39,17 @@ def test_every_success_meets_every_failure_of_its_group() -> None:
     assert sorted(pairs(preference_rows(MANY))) == [
         ("a1", "a3"), ("a1", "a4"), ("a2", "a3"), ("a2", "a4"),
     ]  # fmt: skip
+
+
+def test_a_conversation_sampled_in_two_ways_is_judged_without_log_probs() -> None:
+    turns = replies("call", "answer")
+    both = replace(
+        turns, nodes=(*turns.nodes[:3], replace(turns.nodes[3], sampling=Sampling(temperature=1.0)))
+    )
+    plain, mixed = unpaired_rows([episode("a", 1.0, turns), episode("b", 1.0, both)])
+    assert plain.logprobs
+    assert (mixed.logprobs, mixed.sampling) == ((), None)
+    assert mixed.segments == plain.segments
 
 
 def test_one_pair_is_the_best_and_the_worst() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentloop.datasets.replay import MixedReplay, Replay, ReplayBuffer
+from agentloop.datasets.replay import Replay, ReplayBuffer
 from agentloop.errors import UsageError
 from agentloop.records import Row
 
@@ -111,23 +110,3 @@ def test_a_row_without_what_a_ratio_needs_is_refused() -> None:
     bare = Row(episode="x", prompt=(), segments=((1,),), sampled=(True,), reward=1.0)
     with pytest.raises(UsageError, match="`x` lacks"):
         ReplayBuffer().add([bare], step=0)
-
-
-def test_demonstrations_have_their_share_and_either_fills_in() -> None:
-    online, shown = [row(f"o{at}") for at in range(20)], [row(f"d{at}") for at in range(3)]
-
-    def counts(n: int, on: list[Row], demo: list[Row], share: float = 0.5) -> tuple[int, int]:
-        drawn = MixedReplay(share=share).draw(n, online=on, demonstrations=demo, seed=1)
-        kinds = Counter(name[0] for name in names(drawn))
-        return kinds["o"], kinds["d"]
-
-    assert counts(10, online, shown) == (5, 5)
-    assert counts(10, online, shown, share=0.25) == (8, 2)
-    assert counts(10, online, []) == (10, 0)
-    assert counts(10, [], shown) == (0, 10)
-    assert counts(10, [], []) == (0, 0)
-    assert counts(10, online, shown, share=0.0) == (10, 0)
-    drawn = MixedReplay().draw(12, online=online, demonstrations=shown, seed=1)
-    assert sorted(Counter(n for n in names(drawn) if n[0] == "d").values()) == [2, 2, 2]
-    assert len({n for n in names(drawn) if n[0] == "o"}) == 6
-    assert MixedReplay().draw(12, online=online, demonstrations=shown, seed=1) == drawn

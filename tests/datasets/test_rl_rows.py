@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from dataset_fixtures import episode, node, replies
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentloop.datasets.credit import Credits, GroupCredit
+from agentloop.datasets.filters import Chosen
 from agentloop.datasets.groups import group_of, samples
+from agentloop.datasets.makers import RLRows
 from agentloop.datasets.rl_rows import rl_rows, unusable_for_ratios, why_no_ratio
 from agentloop.errors import UsageError
 from agentloop.records import Episode, Row, Sampling, Trajectory
@@ -106,6 +109,46 @@ def test_no_ratio_no_row() -> None:
     assert why_no_ratio(empty) == "misaligned_logprobs"
     alone = Trajectory(nodes=(replace(nodes[1], parent=None),))
     assert why_no_ratio(alone) == "no_prompt_ids"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"policy": "p2"},
+        {"sampling": Sampling(temperature=0.7)},
+        {"sampling": Sampling(temperature=1.0, top_p=0.9)},
+        {"sampling": Sampling(temperature=1.0, top_k=5)},
+        {"sampling": None},
+    ],
+)
+def test_a_branch_sampled_in_two_ways_gives_no_ratio(other: dict[str, Any]) -> None:
+    how = Sampling(temperature=1.0, seed=1)
+    turns = replies("call", "answer", policy="p1")
+    nodes = tuple(replace(each, sampling=how) for each in turns.nodes)
+    two = Trajectory(nodes=(*nodes[:3], replace(nodes[3], **other)))
+    assert why_no_ratio(two) == "several_settings"
+    one = episode("a", 1.0, two)
+    made = RLRows().make(Chosen(episodes=(one,)), credits=paid(one))
+    assert (made.rows, made.left_out) == ((), {"several_settings": 1})
+    again = replace(how, seed=2, max_tokens=9, stop=("x",))  # probabilities are the same
+    assert why_no_ratio(Trajectory(nodes=(*nodes[:3], replace(nodes[3], sampling=again)))) is None
+
+
+def test_branches_sampled_in_different_ways_are_rows_of_their_own() -> None:
+    hot, cold = Sampling(temperature=1.0), Sampling(temperature=0.5)
+    first, second = node(0, "assistant", (10,)), node(1, "user", (20,))
+    nodes = (
+        node(None, "user", (1,)),
+        replace(first, sampling=hot),
+        second,
+        replace(node(2, "assistant", (30,)), sampling=hot),
+        node(1, "tool", (40,)),
+        replace(node(4, "assistant", (50,)), sampling=cold),
+    )
+    one = episode("a", 1.0, Trajectory(nodes=nodes))
+    rows = rl_rows([one], paid(one))
+    assert [row.sampling for row in rows] == [hot, cold]
+    assert rows[1].segments == ((1, 10, 40), (50,))  # what was sampled hot is context
 
 
 def test_a_sample_without_credit_is_an_error() -> None:

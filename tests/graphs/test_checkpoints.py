@@ -19,8 +19,9 @@ from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
+from langgraph.types import Send
 
-from agentloop.errors import StoreError
+from agentloop.errors import StoreError, UsageError
 from agentloop.graphs.checkpoints import DeltaSaver
 from agentloop.trajectories.redact import Redactor
 
@@ -236,6 +237,66 @@ def test_no_secret_reaches_the_disk(tmp_path: Path) -> None:
     assert isinstance(human, HumanMessage) and isinstance(ai, AIMessage)
     assert ai.content == "it is [redacted:MY_KEY]"
     assert found.metadata["about"] == "[redacted:MY_KEY]"  # type: ignore[typeddict-item]
+
+
+def test_a_secret_that_only_its_key_tells_does_not_reach_the_disk(tmp_path: Path) -> None:
+    """As in the log: what stands under `password` is one if it looks chosen at random."""
+    secret, raw = b"q7R2k9Wx4T", b"q7R2k9Wx4T-raw"
+    names = ("password", "token", "pwd", "cookie", "api_key", "Authorization")
+    call = {"name": "login", "args": {"user": "anna", "dbPassword": secret.decode()}, "id": "1"}
+    values = {
+        "messages": [AIMessage("", tool_calls=[call]), HumanMessage("no")],
+        "config": {"token": "CancellationToken", "password": (secret.decode(), raw), "n": 1},
+    }
+    for name in names:
+        text = f"sid={secret.decode()}" if name == "cookie" else f"{secret.decode()}b3N8m5Zc"
+        folder = tmp_path / name
+        saver = DeltaSaver(folder, redact=Redactor({}))
+        saver.put(address(), checkpoint(1, {"x": {name: text}}, {"x": 1}), {}, {"x": 1})
+        assert all(secret not in file.read_bytes() for file in folder.iterdir()), name
+    saver = DeltaSaver(tmp_path / "all", redact=Redactor({}))
+    saver.put(address(), checkpoint(1, values, dict.fromkeys(values, 1)), {}, {})
+    assert all(secret not in file.read_bytes() for file in (tmp_path / "all").iterdir())
+    found = saver.get_tuple(address())
+    assert found is not None
+    kept = found.checkpoint["channel_values"]
+    args = {"user": "anna", "dbPassword": "[redacted:secret]"}
+    assert kept["messages"][0].tool_calls[0]["args"] == args
+    mark = "[redacted:secret]"
+    assert kept["config"] == {
+        "token": "CancellationToken",
+        "password": [mark, mark.encode()],
+        "n": 1,
+    }
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(-(10**40), 10**40), st.integers(-(2**65), 2**65))
+def test_integers_of_any_size_are_kept(
+    tmp_path_factory: pytest.TempPathFactory, one: int, two: int
+) -> None:
+    call = {"name": "power", "args": {"n": one}, "id": "1"}
+    values = {
+        "n": one, "deep": {"a": [two, {"b": one}], "small": 3, "yes": True}, "list": [one, 1, two],
+        "messages": [HumanMessage("2 ** 70?"), AIMessage("", tool_calls=[call])],
+        "send": [Send("node", {"n": two})],
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("checkpoints")
+    saver = DeltaSaver(folder, redact=Redactor({"KEY": SECRET}))
+    config = saver.put(address(), checkpoint(1, values, dict.fromkeys(values, 1)), {}, {})
+    saver.put_writes(config, [("n", one), ("deep", values["deep"])], "task")
+    for again in (saver, DeltaSaver(folder)):
+        found = again.get_tuple(address())
+        assert found is not None and found.checkpoint["channel_values"] == values
+        assert type(found.checkpoint["channel_values"]["n"]) is int
+        assert [write[2] for write in found.pending_writes or []] == [one, values["deep"]]
+
+
+def test_what_cannot_be_kept_is_said_in_a_sentence(tmp_path: Path) -> None:
+    for value in (object(), {2**70}, {"deep": [open]}, 10**5000):
+        saver = DeltaSaver(tmp_path)
+        with pytest.raises(UsageError, match=r"state of the graph cannot be stored: .*; keep"):
+            saver.put(address(), checkpoint(1, {"a": value}, {"a": 1}), {}, {"a": 1})
 
 
 def test_a_dictionary_changed_in_place_is_stored_as_it_is(tmp_path: Path) -> None:

@@ -6,13 +6,15 @@ import asyncio
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rollout_fixtures import attempt
 
-from agentloop.errors import BudgetReached, LimitReached, UsageError
+from agentloop.errors import BudgetReached, LimitReached, ModelError, UsageError
 from agentloop.graphs.lent import LentModel, merge, with_system
 from agentloop.models.journal import Journaled
 from agentloop.models.scripted import Scripted
-from agentloop.records import Completion, Limits, Message, Request, Sampling
+from agentloop.records import Completion, Limits, Message, Request, Sampling, Usage
 
 USER = Message(role="user", content="hello")
 
@@ -177,3 +179,85 @@ def test_a_blocking_call_on_the_event_loop_is_refused() -> None:
 
     with pytest.raises(UsageError, match="ainvoke"):
         asyncio.run(main())
+
+
+class Samples:
+    """Samples a share of what it may, after a moment; every `faulty`-th call brings no reply."""
+
+    def __init__(self, share: float = 1.0, faulty: int = 0) -> None:
+        self.share, self.faulty = share, faulty
+        self.allowed: list[int] = []
+        self.running = self.most = 0
+
+    async def complete(self, request: Request) -> Completion:
+        allowed = request.sampling.max_tokens
+        self.allowed.append(allowed)
+        self.running += allowed
+        self.most = max(self.most, self.running)
+        try:
+            await asyncio.sleep(0)
+            if self.faulty and not len(self.allowed) % self.faulty:
+                raise ModelError("down")
+        finally:
+            self.running -= allowed
+        tokens = max(1, int(self.share * allowed))
+        return Completion(
+            message=Message(role="assistant", content="x"), finish_reason="length", model="m",
+            usage=Usage(completion_tokens=tokens, calls=1),
+        )  # fmt: skip
+
+
+def side_by_side(
+    model: Samples, limits: Limits, wanted: list[int]
+) -> tuple[LentModel, list[Completion | BaseException]]:
+    """A call for each number of tokens, all begun at once."""
+
+    async def main() -> tuple[LentModel, list[Completion | BaseException]]:
+        lent = LentModel(model, attempt(), limits)
+        calls = (
+            lent.complete(Request(messages=(USER,), sampling=Sampling(max_tokens=most)))
+            for most in wanted
+        )
+        return lent, await asyncio.gather(*calls, return_exceptions=True)
+
+    return asyncio.run(main())
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(1, 60), max_size=12), st.integers(1, 120),
+    st.sampled_from([0.01, 0.4, 1.0]), st.sampled_from([0, 2, 3]),
+)  # fmt: skip
+def test_calls_side_by_side_pass_no_limit_of_tokens(
+    wanted: list[int], limit: int, share: float, faulty: int
+) -> None:
+    model = Samples(share, faulty)
+    lent, ended = side_by_side(model, Limits(turns=50, tokens=limit), wanted)
+    assert model.most <= limit and lent.usage.completion_tokens <= limit
+    assert all(isinstance(one, Completion | LimitReached | ModelError) for one in ended)
+    refused = [one for one in ended if isinstance(one, LimitReached)]
+    assert all(one.reason == "token_limit" for one in refused)
+    assert not refused or lent.usage.completion_tokens == limit  # none was refused too soon
+    assert len(model.allowed) + len(refused) == len(wanted)
+
+
+def test_a_call_that_has_room_does_not_wait_and_one_that_has_not_gets_all_it_wants() -> None:
+    model = Samples(share=0.25)
+    side_by_side(model, Limits(tokens=100), [40, 40, 40, 40])
+    assert model.allowed == [40, 40, 40, 40] and model.most == 80
+
+
+def test_a_call_that_waits_for_tokens_ends_with_the_rollout() -> None:
+    class Slow(Samples):
+        async def complete(self, request: Request) -> Completion:
+            await asyncio.sleep(60)
+            raise AssertionError
+
+    async def main() -> list[BaseException | Completion]:
+        lent = LentModel(Slow(), attempt(), Limits(tokens=100))
+        calls = [asyncio.ensure_future(lent.complete(Request(messages=(USER,)))) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        await lent.close()
+        return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
+
+    assert {type(one) for one in asyncio.run(main())} == {asyncio.CancelledError}

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import chat_llama
 import pytest
+from chat_llama import tokenizer_of
 
 from agentloop.datasets.manifest import freeze, rows_path
 from agentloop.errors import TrainingError, UsageError
@@ -17,49 +19,13 @@ from agentloop.training.job import ProcessTrainer
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("default")]
 
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 SYSTEM = "You answer in one word."
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer Llama of random weights and a byte-level tokenizer that speaks ChatML."""
     pytest.importorskip("trl")
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    path = tmp_path_factory.mktemp("base")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet]
-    raw = Tokenizer(models.BPE(vocab={word: at for at, word in enumerate(words)}, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens=["<|im_start|>"],
-    )
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(path)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-        initializer_range=0.3,  # wide, so that so small a model learns in a few steps
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(path)
-    return path
-
-
-def tokenizer_of(base: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(base, local_files_only=True)
+    return chat_llama.make(tmp_path_factory.mktemp("base"), pad="<|endoftext|>")
 
 
 def rows_of(tokenizer: Any, n: int) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import pytest
 import tiny_workflow
 from pydantic import ValidationError
 
+from agentloop.datasets.credit import Credit
 from agentloop.datasets.manifest import load_rows, rows_path
 from agentloop.errors import TrainingError
 from agentloop.lanes.bench import Bench
-from agentloop.lanes.online import Online, Round, rounds_of, with_policy
+from agentloop.lanes.online import Online, Round, rounds_of, watch, with_policy
 from agentloop.models.scripted import Scripted
+from agentloop.ports import part
 from agentloop.records import (
     Bundle,
     Dataset,
@@ -33,6 +35,8 @@ from agentloop.records import (
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
 from agentloop.training.artifact import CONFIG, WEIGHTS, finished, publish
+from agentloop.training.guards import Guards, GuardSettings
+from agentloop.trajectories.rows_file import NAME, lines_of, write_rows
 from agentloop.workflows.assemble import Options, assemble
 from agentloop.workflows.load import load
 from agentloop.workspace import Workspace
@@ -46,11 +50,11 @@ ROUNDS = Online(rounds=3, tasks=4, samples=4)
 
 class Counting:
     """A trainer whose adapters differ by job, and which leaves an optimizer's state beside each;
-    `dies_at` is the number of the job that it does not survive."""
+    `dies_at` is the number of the job that it does not survive, `kl` what it measures by job."""
 
-    def __init__(self, dies_at: int = 0) -> None:
+    def __init__(self, dies_at: int = 0, kl: Sequence[float] = ()) -> None:
         self.jobs: list[TrainingJob] = []
-        self.dies_at = dies_at
+        self.dies_at, self.kl = dies_at, kl
 
     async def train(self, job: TrainingJob) -> TrainingResult:
         if (done := finished(job)) is not None:
@@ -65,7 +69,10 @@ class Counting:
             (directory / WEIGHTS).write_text(hashlib.sha256(data).hexdigest())
 
         Path(f"{job.out}.optimizer").mkdir(parents=True, exist_ok=True)
-        return publish(job, write, metrics={"ratio_at_start": 1.0}, seconds=0.0)
+        metrics = {"ratio_at_start": 1.0}
+        if self.kl:
+            metrics["last_kl"] = self.kl[len(self.jobs) - 1]
+        return publish(job, write, metrics=metrics, seconds=0.0)
 
 
 @pytest.fixture
@@ -190,6 +197,79 @@ def test_answers_that_grow_from_round_to_round_stop_it(
     asyncio.run(main())
 
 
+def test_a_divergence_that_blows_up_between_rounds_stops_it(opened: Callable[..., Any]) -> None:
+    lane = Online(rounds=6, tasks=4, samples=4, settings={"guards": {"max_kl": 0.5, "patience": 2}})
+
+    async def main() -> None:
+        async with opened() as bench:
+            bench.trainer = trainer = Counting(kl=[0.1, 7.0, 0.2, 7.0, 9.0, 0.1])
+            for _ in range(2):  # nor is it forgotten by a second run
+                with pytest.raises(TrainingError, match=r"left its reference at step 5: 9.*0\.5"):
+                    await lane.propose(bench)
+            assert len(trainer.jobs) == 5 and len(rounds_of(bench.archive, "run-1")) == 4
+
+    asyncio.run(main())
+
+
+@part
+class Stricter(Online):
+    """Looks closer from the second round on."""
+
+    def plan(self, number: int) -> tuple[Credit, dict[str, Json]]:
+        return self.credit, {"guards": {"max_kl": 5.0 if number == 1 else 0.5, "patience": 1}}
+
+
+def test_guards_between_rounds_are_those_of_the_round_s_plan(opened: Callable[..., Any]) -> None:
+    async def main() -> None:
+        async with opened() as bench:
+            bench.trainer = Counting(kl=[3.0, 3.0, 3.0])
+            with pytest.raises(TrainingError, match=r"at step 2: 3, and the limit is 0\.5"):
+                await Stricter(rounds=3, tasks=4, samples=4).propose(bench)
+
+    asyncio.run(main())
+
+
+def test_the_versions_of_a_phase_are_known_to_its_own_selection(opened: Callable[..., Any]) -> None:
+    lane = Online(
+        rounds=3, tasks=4, samples=4, select={"mixed_groups": True, "max_age_versions": 0}
+    )
+
+    async def main() -> None:
+        async with opened() as bench:
+            bench.trainer = Counting()
+            proposal = await lane.propose(bench)
+            assert proposal.reason.startswith("3 updates in 3 rounds"), proposal.reason
+            *_, last = rounds_of(bench.archive, "run-1")
+            spec = bench.archive.get(last.dataset, Dataset).spec
+            versions = spec["resolved"]["versions"]  # type: ignore[index,call-overload]
+            assert versions[0] == "base" and versions[-1] == last.sampled_by and len(versions) == 3
+            assert spec["training"]["parent"] == last.sampled_by  # type: ignore[index,call-overload]
+
+    asyncio.run(main())
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore")
+def test_the_session_trainer_names_its_divergence_as_the_guards_expect(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    from tiny_llama import llama, rows, saved
+
+    from agentloop.training.session import train
+
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data", lines_of(rows(llama(), groups=4, size=4)), {})
+    job = TrainingJob(
+        method="agentloop.training.session:train", base=str(saved(tmp_path / "base")),
+        dataset=str(tmp_path / "data" / NAME), out=str(tmp_path / "out"), seed=5,
+        settings={"batch_size": 4, "learning_rate": 0.05, "precision": "float32",
+                  "guards": {"max_kl": None, "min_entropy": None}},
+    )  # fmt: skip
+    metrics = train(job).metrics
+    assert metrics["last_kl"] > 0.05
+    with pytest.raises(TrainingError, match="left its reference"):
+        watch(Guards(GuardSettings(max_kl=0.05, patience=1)), 1, metrics)
+
+
 def test_a_trainer_that_fails_leaves_the_rounds_before(opened: Callable[..., Any]) -> None:
     class Fails(Counting):
         async def train(self, job: TrainingJob) -> TrainingResult:
@@ -228,6 +308,7 @@ def test_the_dry_trainer_goes_through_all_rounds(opened: Callable[..., Any]) -> 
         ({"settings": {"learning_rat": 1}}, "did you mean `learning_rate`"),
         ({"credit": "grou"}, "did you mean `group`"),
         ({"samples": 1}, "greater than or equal to 2"),
+        ({"method": "agentloop.training.reward_model:train"}, "cannot serve as the agent"),
     ],
 )
 def test_mistakes_are_told_when_the_workflow_is_read(fields: dict[str, Any], says: str) -> None:

@@ -236,3 +236,57 @@ def test_an_attempt_that_ends_in_any_other_way_is_counted() -> None:
     with pytest.raises(RuntimeError):
         ask(meter, Scripted(reply))
     assert (meter.total.calls, meter.failed_calls) == (1, 1)
+
+
+class Stuck:
+    """Never answers, or says that it did not in time; then it answers."""
+
+    def __init__(self, error: ModelError | None = None) -> None:
+        self.error, self.calls = error, 0
+
+    async def complete(self, request: Request) -> Completion:
+        self.calls += 1
+        if self.calls > 1:
+            return await Scripted(["x"]).complete(request)
+        if self.error is not None:
+            raise self.error
+        await asyncio.sleep(30)
+        raise AssertionError
+
+
+LONG = Request(messages=(Message(role="user", content="word" * 100),))
+
+
+@pytest.mark.parametrize("error", [None, ModelError("late", reason="model_timeout")])
+@pytest.mark.parametrize("budget", [Budget(tokens=90), Budget(usd=90e-6)], ids=["tokens", "usd"])
+def test_the_prompt_of_an_attempt_that_was_cut_off_counts_towards_the_budget(
+    error: ModelError | None, budget: Budget
+) -> None:
+    """The prompt's 400 bytes and its frame are about 104 tokens."""
+    meter = Meter(budget, {"*": (1.0, 1.0)})
+    inner = Stuck(error)
+    with pytest.raises(ModelError, match=r"tried once|late"):
+        asyncio.run(Retrying(Metered(inner, meter), deadline=0.05).complete(LONG))
+    assert meter.unconfirmed == Usage(calls=1, prompt_tokens=104, usd=pytest.approx(104e-6))
+    assert meter.total == Usage(calls=1)
+    with pytest.raises(BudgetReached, match=r"\(0 used, and about .*104.* that were cut off\)"):
+        asyncio.run(Metered(inner, meter).complete(REQUEST))
+    assert inner.calls == 1
+
+
+def test_an_attempt_that_was_refused_or_lost_is_not_guessed_at() -> None:
+    meter = Meter(Budget(tokens=90))
+    refused = Stuck(ModelError("refused"))
+    with pytest.raises(ModelError):
+        asyncio.run(Metered(refused, meter).complete(LONG))
+    assert meter.unconfirmed == Usage() and meter.failed_calls == 1
+
+
+def test_seconds_go_on_from_where_the_run_was() -> None:
+    now = [100.0]
+    meter = Meter(Budget(seconds=8), seconds=5.0, clock=lambda: now[0])
+    ask(meter, Scripted(["x"]))
+    now[0] += 3
+    assert meter.seconds == 8
+    with pytest.raises(BudgetReached, match="8 seconds"):
+        ask(meter, Scripted(["x"]))

@@ -74,6 +74,26 @@ def test_first_write_wins(tmp_path: Path) -> None:
     log.close()
 
 
+def test_names_that_are_known_are_told_apart_within_a_batch(tmp_path: Path) -> None:
+    """Facts follow the entries that are written, in their order, and those alone."""
+    log, other = Log(tmp_path / "log.db"), Log(tmp_path / "log.db")
+    other.append([episode("b", bundle="first")])
+    batch = [
+        score("a", False), episode("a"), episode("b", bundle="second"), score("a", True, 1),
+        episode("a", bundle="late"), score("a", False), score("b", True), draft("n"), draft("n"),
+    ]  # fmt: skip
+    assert log.append(batch) == [2, 3, 1, 4, 3, 2, 5, 6, 6]
+    assert other.append([*batch, draft("o")]) == [2, 3, 1, 4, 3, 2, 5, 6, 6, 7]
+    found = {
+        e.key: (e.body["bundle"], s and s.seq) for e, s in log.scored(Query(kinds=("episode",)))
+    }
+    assert found == {"a": ("b", 4), "b": ("first", 5)}
+    assert [e.key for e, _ in log.scored(Query(success=True))] == ["b", "a"]
+    assert log.verify() == (7, [])
+    log.close()
+    other.close()
+
+
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -73,6 +73,22 @@ def test_what_stays_within_never_stops(values: list[float], patience: int) -> No
         guards.watch(step, dict.fromkeys(("kl", "entropy", "length"), value) | {"odd": math.nan})
 
 
+@pytest.mark.parametrize("planned", [1, 2, 3])
+def test_a_phase_of_few_updates_has_less_patience(planned: int) -> None:
+    guards = Guards(planned=planned)
+    for step in range(1, planned):
+        guards.watch(step, {"kl": 0.1, "entropy": 2.0})
+    with pytest.raises(TrainingError, match=f"left its reference at step {planned}: 9, and the"):
+        guards.watch(planned, {"kl": 9.0})
+    if planned > 1:
+        with pytest.raises(TrainingError, match="entropy collapsed"):
+            guards.watch(planned, {"entropy": 0.01})
+
+
+def test_a_phase_of_many_updates_has_the_patience_that_was_set() -> None:
+    assert [Guards(planned=many).patience for many in (0, 4, 5, 6, 100)] == [3, 2, 2, 3, 3]
+
+
 def test_thresholds_are_settings_of_a_method() -> None:
     found = settings_of(DPOSettings, {"guards": {"max_kl": 0.5, "patience": 1}}).guards
     assert (found.max_kl, found.patience, found.max_growth) == (0.5, 1, 4.0)

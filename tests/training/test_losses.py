@@ -241,6 +241,8 @@ def test_covariance_clip_silences_few_and_only_inside_the_band() -> None:
         seen |= silent
     assert int(seen.sum()) > 0.02 * int(mask.sum())  # which ones is drawn
     assert torch.equal(covariance_clip(logp, gains, mask, Band(share=0.0)), mask)
+    few = covariance_clip(logp, gains, mask, Band(share=1e-6, low=1.0, high=4.0))
+    assert int((mask & ~few).sum()) == 1  # a share of less than a token is one
     assert torch.equal(covariance_clip(logp, gains, mask, Band(low=1e6, high=1e7)), mask)
 
 

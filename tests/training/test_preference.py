@@ -114,6 +114,17 @@ def test_kto_learns_from_labels_alone(
     assert first_loss(capsys) == pytest.approx(0.5, rel=1e-3)
     assert result.metrics["last_loss"] < 0.35
     assert result.metrics["rows"] == 16
+    assert result.metrics["last_kl"] > 0.2  # bad rows are far from where they were
+    stopped = job(
+        base,
+        tmp_path,
+        "kto",
+        rows,
+        out="stopped",
+        settings={"epochs": 6, "guards": {"max_kl": 0.1}},
+    )
+    with pytest.raises(TrainingError, match="left its reference"):
+        run(stopped)
 
 
 def test_all_weights_can_be_learned_and_gone_on_from(

@@ -15,6 +15,7 @@ from tiny_llama import TEMPERATURE, llama, log_probs, rows, saved
 
 from agentloop.errors import TrainingError, UsageError
 from agentloop.records import Row, TrainingJob, TrainingResult
+from agentloop.training import session
 from agentloop.training.artifact import finished
 from agentloop.training.replay import train
 from agentloop.trajectories.rows_file import NAME, lines_of, write_rows
@@ -141,6 +142,55 @@ def test_full_weights_go_on_from_full_weights_and_are_not_held_to_a_base(
     assert second.metrics["abs_log_ratio_at_start"] > 0.001
     with pytest.raises(UsageError, match="held to the base"):
         train(job(base, tmp_path / "third", given, **again, anchor={"weight": 0.1}))
+
+
+def test_full_weights_with_an_adapter_merged_are_not_held_to_a_base_either(
+    base: Path, tmp_path: Path, given: list[Row]
+) -> None:
+    adapter = train(job(base, tmp_path / "adapter", given, max_steps=1)).adapter
+    merged = {"weights": "full", "adapter": adapter, "max_steps": 1}
+    with pytest.raises(UsageError, match=r"held to the base.*weights: lora"):
+        train(job(base, tmp_path / "base", given, **merged, anchor={"first": 0.1}))
+    held = {"to": "start", "weight": 0.1}
+    result = train(job(base, tmp_path / "start", given, **merged, anchor=held))
+    assert result.metrics["kl_at_start"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_moving_average_goes_on_from_round_to_round(
+    base: Path, tmp_path: Path, given: list[Row]
+) -> None:
+    ema: dict[str, Any] = {"anchor": {"to": "ema", "weight": 1e-6, "keep": 0.9}}
+    first = session.train(job(base, tmp_path / "one", given, epochs=5, **ema))
+    state = Path(f"{first.adapter}.optimizer")
+    again = {"adapter": first.adapter, "max_steps": 1, **ema}
+    anew = session.train(job(base, tmp_path / "anew", given, **again))
+    on = session.train(job(base, tmp_path / "on", given, optimizer=str(state), **again))
+    assert anew.metrics["kl_at_start"] == pytest.approx(0.0, abs=1e-7)
+    assert on.metrics["kl_at_start"] > 1e-3
+    kept = [load_file(Path(f"{one.adapter}.optimizer") / session.AVERAGE) for one in (first, on)]
+    learned = load_file(Path(first.adapter) / "adapter_model.safetensors")
+    for name, value in kept[1].items():  # one step, from what it was to where the policy then was
+        stood = learned[name.replace(".default", "")]
+        assert torch.allclose(value, kept[0][name].lerp(stood, 0.1), atol=1e-6)
+
+
+def test_a_round_that_ends_in_nothing_finite_leaves_no_state(
+    base: Path, tmp_path: Path, given: list[Row]
+) -> None:
+    order = job(base, tmp_path / "out", given, learning_rate=1e39, max_steps=1)
+    with pytest.raises(TrainingError, match="not finite"):
+        session.train(order)
+    assert not Path(f"{order.out}.optimizer").exists()
+    assert finished(order) is None
+
+
+def test_one_update_that_goes_far_is_seen_by_the_next(
+    base: Path, tmp_path: Path, given: list[Row]
+) -> None:
+    """Two steps, and a guard whose patience is three."""
+    order = job(base, tmp_path / "out", given, learning_rate=0.5, max_steps=2)
+    with pytest.raises(TrainingError, match="left its reference at step 2"):
+        train(order)
 
 
 def test_an_entropy_bonus_keeps_entropy(base: Path, tmp_path: Path, given: list[Row]) -> None:

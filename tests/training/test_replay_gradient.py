@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from tiny_llama import TEMPERATURE, llama, log_probs, prompts, rows, words
 from torch import Tensor
 from transformers import TrainerCallback
@@ -337,6 +338,26 @@ def test_a_tiled_projection_gives_what_a_whole_one_gives(bonus: bool) -> None:
         gradient = flat(torch.autograd.grad(total, list(model.parameters())))
         found.append(torch.cat([logp.detach().double(), entropy.detach().double(), gradient]))
     assert off(found[1], found[0]) <= 1e-5
+
+
+def test_an_adapter_on_the_head_counts_and_learns() -> None:
+    ids = torch.tensor(prompts(1) * 3)
+    where = torch.rand(3, 20, generator=torch.Generator().manual_seed(0)) < 0.5
+    config = LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)
+    torch.manual_seed(0)
+    model = get_peft_model(llama(), config)
+    weights = [one for one in model.parameters() if one.requires_grad]
+    found = []
+    for tiled in (False, True):
+        project = Projection(model.get_base_model(), TEMPERATURE, tiled=tiled)
+        logp, _ = project({"input_ids": ids}, where, ids[where], bonus=False)
+        found.append(flat([logp, *torch.autograd.grad(logp.square().sum(), weights)]))
+    with model.disable_adapter(), torch.no_grad():
+        bare, _ = Projection(model.get_base_model(), TEMPERATURE, tiled=True)(
+            {"input_ids": ids}, where, ids[where], bonus=False
+        )
+    assert off(found[1], found[0]) <= 1e-5
+    assert off(found[1][: len(bare)], bare) > 1e-2
 
 
 def test_what_was_not_sampled_gets_no_gradient(tmp_path: Path) -> None:

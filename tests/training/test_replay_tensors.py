@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from agentloop.training.replay_tensors import (
     Tokens,
     fined,
     moved,
+    part_loss,
     policy_loss,
     silenced,
     tensors,
@@ -69,6 +72,20 @@ def test_what_is_silenced_is_not_what_is_clipped() -> None:
     found = silenced(logp, tokens, ReplaySettings.model_validate(every), 0)
     assert found.kept.tolist() == [[False, False, True, False], [False] * 4]
     assert silenced(logp, tokens, ReplaySettings(), 0) is tokens
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_a_policy_held_in_its_first_attempt_is_watched_in_all(estimator: str) -> None:
+    tokens = made(anchor={"first": 1.0, "estimator": estimator}, reduction="token")
+    given = ReplaySettings.model_validate({"anchor": {"first": 1.0, "estimator": estimator}})
+    early = torch.zeros_like(tokens.mask)
+    early[1, 2] = True  # of three sampled tokens, this one only is of a first attempt
+    logp = tokens.old.clone()
+    logp[0, 2] += 2.0
+    tokens, stats = tokens.replaced(ref=tokens.old, first=early), Means()
+    zeros, whole = torch.zeros_like(logp), tokens.mask.sum()
+    part_loss(logp, zeros, tokens, settings=given, whole=whole, stats=stats)
+    assert stats.means()["kl"] == pytest.approx((math.exp(-2.0) + 2.0 - 1) / 3)
 
 
 def test_means_over_parts_count_their_tokens() -> None:

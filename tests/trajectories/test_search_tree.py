@@ -114,6 +114,8 @@ def test_whatever_the_settings(settings: SearchSettings, seed: int, kinds: int) 
             )
             assert node["value"] == pytest.approx(total / visits)
     answered = tree["nodes"][answer_node(tree)]
+    if any(len(path) == DEPTH for path in world.asked):
+        assert answered["solved"], "a solution that was met is never lost"
     if tree["found"] is not None:
         assert answered["solved"] and not answered["children"] and not settings.full
 
@@ -221,3 +223,15 @@ def test_a_step_rolled_forward_is_a_child_when_its_path_is_expanded() -> None:
         advance(tree, settings, world)
     advance(tree, settings, world)
     assert len(world.asked) == asked + 1, "its value is known"
+
+
+def test_a_solution_met_by_the_last_step_rolled_forward_is_the_answer() -> None:
+    settings = SearchSettings(calls=2, branch=1, forward=1)
+    tree = search(
+        settings, propose=lambda path: f"step {len(path)}", solved=lambda path: len(path) == 2,
+        value=lambda path: len(path) / 4,
+    )  # fmt: skip
+    at = answer_node(tree)
+    assert path_of(tree, at) == ["step 0", "step 1"]
+    assert (tree["nodes"][at]["solved"], tree["nodes"][at]["value"]) == (True, 0.5)
+    assert tree["calls"] == 2 and tree["valued"] == 2

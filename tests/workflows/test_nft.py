@@ -11,38 +11,29 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from workflow_folder import bars, folder
 
 from agentloop.cli import run
 from agentloop.datasets.manifest import load_rows, rows_path
 from agentloop.records import Dataset, Episode, Policy, Row
-from agentloop.refs import load_file
 from agentloop.store.archive import Archive
-from agentloop.workflows.load import load
-from agentloop.workspace import Workspace
 
 pytest.importorskip("torch")
 
 import torch
 from torch import Tensor
 
-from agentloop.training import losses
+from agentloop.training import replay_tensors
 from agentloop.training.losses import Loss, Negatives
 from agentloop.training.replay_settings import ReplaySettings
 from agentloop.training.toy import Learning, TabularPolicy
 from agentloop.training.toy_rows import Turn, episode, update
 from agentloop.trajectories.redact import Redactor
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "workflows" / "nft"
-SPEC = load(str(FOLDER), Workspace((ROOT,))).spec
-BARS = {check.metric: check.bar for check in SPEC.checks if check.tier == "toy"}
+FOLDER = folder("nft")
+BARS = bars("nft")
 LESSONS = 12
 """Iterations of the toy that are enough to see whether wrong answers teach."""
-
-
-@pytest.fixture(scope="module")
-def measures() -> ModuleType:
-    return load_file(FOLDER / "measures.py")
 
 
 def group(right: int, of: int, task: str = "t") -> list[Episode]:
@@ -130,7 +121,8 @@ def test_ratios_are_to_the_stored_log_probs(measures: ModuleType) -> None:
 
 
 def test_the_bars_are_the_pilots() -> None:
-    assert BARS == {"nft_minus_rft": 0.04, "nft_over_grpo": 0.8}
+    pilots = {"nft_minus_rft": 0.04, "nft_over_grpo": 0.8}
+    assert pilots | {f"{name}.one_rate": bar for name, bar in pilots.items()} == BARS
 
 
 def test_the_arms_have_the_same_start_and_as_many_rollouts(measures: ModuleType) -> None:
@@ -158,10 +150,10 @@ def test_wrong_answers_teach_and_not_when_their_sign_is_flipped(
         return loss
 
     assert gain() > 0.01
-    true = losses.negative_aware
-    monkeypatch.setattr(losses, "negative_aware", weighed(-1.0))
+    true = replay_tensors.negative_aware
+    monkeypatch.setattr(replay_tensors, "negative_aware", weighed(-1.0))
     assert gain() < -0.01
-    monkeypatch.setattr(losses, "negative_aware", weighed(0.0))
+    monkeypatch.setattr(replay_tensors, "negative_aware", weighed(0.0))
     assert gain() == 0.0
 
 

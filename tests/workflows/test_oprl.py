@@ -14,30 +14,17 @@ import pytest
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from workflow_folder import bars, folder
 
 from agentloop.cli import run
 from agentloop.datasets.credit import GroupCredit, StepCredit
 from agentloop.datasets.segments import Segment
 from agentloop.errors import ServerError
 from agentloop.records import Endpoint, Episode, Message, Node, Score, Task, Trajectory
-from agentloop.refs import load_file
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
-from agentloop.workflows.load import load
-from agentloop.workspace import Workspace
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "workflows" / "oprl"
-
-
-@pytest.fixture(scope="module")
-def measures() -> ModuleType:
-    return load_file(FOLDER / "measures.py")
-
-
-@pytest.fixture(scope="module")
-def parts() -> ModuleType:
-    return load_file(FOLDER / "parts.py")
+FOLDER = folder("oprl")
 
 
 # --- step rewards -------------------------------------------------------------------------------
@@ -145,14 +132,12 @@ def test_a_server_s_log_probs_become_step_rewards(parts: ModuleType) -> None:
 # --- the toy experiment -------------------------------------------------------------------------
 
 
-def bars() -> dict[str, float]:
-    spec = load(str(FOLDER), Workspace((ROOT,))).spec
-    return {check.metric: check.bar for check in spec.checks if check.tier == "toy"}
+BARS = bars("oprl")
 
 
 def test_the_bars_are_the_source_s() -> None:
-    assert bars()["oprl_minus_rloo"] == 0.03
-    assert bars()["oprl.accuracy"] == 0.75 and bars()["oprl.contrast"] == 2.0
+    assert BARS["oprl_minus_rloo"] == 0.03
+    assert BARS["oprl.accuracy"] == 0.75 and BARS["oprl.contrast"] == 2.0
 
 
 def fitted(measures: ModuleType, monkeypatch: pytest.MonkeyPatch) -> tuple[list[float], float]:

@@ -10,8 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from workflow_folder import ROOT, bars, folder
 
 from agentloop.cli import run
 from agentloop.datasets.decontaminate import Decontaminate
@@ -20,41 +19,17 @@ from agentloop.graphs.load import load_graph
 from agentloop.graphs.run import Runner
 from agentloop.models.scripted import Scripted
 from agentloop.records import Attempt, Episode, Limits, Request, Row, Sampling, Score, Task
-from agentloop.refs import load_file
-from agentloop.rewards.shape import verified_and_modelled
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
 from agentloop.tools.spec import tool
-from agentloop.workflows.load import load
-from agentloop.workspace import Workspace
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "workflows" / "qwen_math"
+FOLDER = folder("qwen_math")
 
 
-@pytest.fixture(scope="module")
-def measures() -> ModuleType:
-    return load_file(FOLDER / "measures.py")
-
-
-@pytest.fixture(scope="module")
-def parts() -> ModuleType:
-    return load_file(FOLDER / "parts.py")
-
-
-def bars() -> dict[str, float]:
-    spec = load(str(FOLDER), Workspace((ROOT,))).spec
-    return {check.metric: check.bar for check in spec.checks if check.tier == "toy"}
+BARS = bars("qwen_math")
 
 
 # --- unit properties ----------------------------------------------------------------------------
-
-
-@settings(deadline=None)
-@given(st.floats(-20, 20), st.floats(-20, 20))
-def test_every_right_answer_is_rewarded_above_every_wrong_one(right: float, wrong: float) -> None:
-    assert verified_and_modelled(right, True) > verified_and_modelled(wrong, False)
-    assert verified_and_modelled(-1e9, True) > verified_and_modelled(1e9, False)  # held, not tied
 
 
 def test_a_problem_with_another_number_is_the_same_problem() -> None:
@@ -170,11 +145,11 @@ def test_at_most_four_programs_run() -> None:
 
 
 def test_the_bars_are_the_source_s() -> None:
-    assert bars()["rm_minus_maj"] == 0.10 and bars()["weighted_minus_maj"] == 0.05
+    assert BARS["rm_minus_maj"] == 0.10 and BARS["weighted_minus_maj"] == 0.05
 
 
 def misses(found: dict[str, float]) -> list[str]:
-    return [name for name, bar in bars().items() if found[name] < bar]
+    return [name for name, bar in BARS.items() if found[name] < bar]
 
 
 def test_the_reward_model_helps_and_not_when_its_loss_is_flipped(

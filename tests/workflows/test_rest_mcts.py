@@ -8,33 +8,23 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from workflow_folder import bars, folder
 
 from agentloop.cli import run
 from agentloop.lanes.tree_search import VALUE_MODEL
-from agentloop.refs import load_file
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
 from agentloop.trajectories import search_tree
-from agentloop.workflows.load import load
-from agentloop.workspace import Workspace
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "workflows" / "rest_mcts"
+FOLDER = folder("rest_mcts")
 TASKS = 60
 
 
-@pytest.fixture(scope="module")
-def measures() -> ModuleType:
-    return load_file(FOLDER / "measures.py")
-
-
-def bars() -> dict[str, float]:
-    spec = load(str(FOLDER), Workspace((ROOT,))).spec
-    return {check.metric: check.bar for check in spec.checks if check.tier == "toy"}
+BARS = bars("rest_mcts")
 
 
 def test_the_bars_are_the_source_s() -> None:
-    assert bars()["over_bon@0.1"] == 2.5 and bars()["over_bon@0.2"] == 2.0
+    assert BARS["over_bon@0.1"] == 2.5 and BARS["over_bon@0.2"] == 2.0
 
 
 def test_the_arms_have_the_same_budget(measures: ModuleType) -> None:
@@ -48,13 +38,13 @@ def test_the_arms_have_the_same_budget(measures: ModuleType) -> None:
 def test_the_search_beats_best_of_n_and_not_when_its_sign_is_flipped(
     measures: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert measures.compare(5, TASKS, ("search", "bon"))["over_bon@0.1"] >= bars()["over_bon@0.1"]
+    assert measures.compare(5, TASKS, ("search", "bon"))["over_bon@0.1"] >= BARS["over_bon@0.1"]
     true = search_tree.bound
     monkeypatch.setattr(
         search_tree, "bound",
         lambda node, visits, settings: true({**node, "value": -node["value"]}, visits, settings),
     )  # fmt: skip
-    assert measures.compare(5, TASKS, ("search", "bon"))["over_bon@0.1"] < bars()["over_bon@0.1"]
+    assert measures.compare(5, TASKS, ("search", "bon"))["over_bon@0.1"] < BARS["over_bon@0.1"]
 
 
 def test_a_scripted_cycle_leaves_searches_paths_and_a_value_model(

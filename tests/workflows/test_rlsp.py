@@ -12,32 +12,18 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from workflow_folder import bounds, folder, replied
 
 from agentloop.cli import run
 from agentloop.datasets.credit import CriticsCredit
 from agentloop.errors import UsageError
-from agentloop.records import Episode, Failure, Message, Node, Task, Trajectory
-from agentloop.refs import load_file
+from agentloop.records import Episode, Failure
 from agentloop.rewards import penalties
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
-from agentloop.workflows.load import load
-from agentloop.workspace import Workspace
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "workflows" / "rlsp"
-SPEC = load(str(FOLDER), Workspace((ROOT,))).spec
-BARS = {check.metric: (check.op, check.bar) for check in SPEC.checks if check.tier == "toy"}
-
-
-@pytest.fixture(scope="module")
-def measures() -> ModuleType:
-    return load_file(FOLDER / "measures.py")
-
-
-@pytest.fixture(scope="module")
-def parts() -> ModuleType:
-    return load_file(FOLDER / "parts.py")
+FOLDER = folder("rlsp")
+BARS = bounds("rlsp")
 
 
 # --- unit properties ----------------------------------------------------------------------------
@@ -48,15 +34,7 @@ def words(n: int) -> str:
 
 
 def sample(text: str, name: str = "e") -> Episode:
-    nodes = (
-        Node(parent=None, message=Message(role="user", content="q"), token_ids=(1,)),
-        Node(parent=0, message=Message(role="assistant", content=text), token_ids=(2,),
-             logprobs=(0.0,), sampled=True),
-    )  # fmt: skip
-    return Episode(
-        id=name, task=Task(id="t", prompt="q", expected="5"), bundle="b", purpose="collect",
-        run="r", seed=0, answer=text[-9:] or None, trajectories=(Trajectory(nodes=nodes),),
-    )  # fmt: skip
+    return replied(name, text, ids=(2,), answer=text[-9:] or None)
 
 
 def scored(parts: ModuleType, texts: dict[str, str], **keys: object) -> dict[str, Episode]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from workflow_folder import ROOT, bars, folder
 
 from agentloop.cli import run
 from agentloop.datasets import advantages
@@ -19,27 +20,13 @@ from agentloop.graphs.load import load_graph
 from agentloop.graphs.run import Runner
 from agentloop.models.scripted import Scripted
 from agentloop.records import Attempt, Episode, Limits, Sampling, Task
-from agentloop.refs import load_file
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
-from agentloop.workflows.load import load
-from agentloop.workspace import Workspace
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "workflows" / "score_rl"
+FOLDER = folder("score_rl")
 STEPS, PROBLEMS = 100, 60
 """Updates and training problems in the tests: enough to see who learns to mend, a third of the
 experiment's."""
-
-
-@pytest.fixture(scope="module")
-def measures() -> ModuleType:
-    return load_file(FOLDER / "measures.py")
-
-
-@pytest.fixture(scope="module")
-def parts() -> ModuleType:
-    return load_file(FOLDER / "parts.py")
 
 
 def attempted(replies: list[str], *, expected: str = "5", turns: int = 2) -> Episode:
@@ -106,8 +93,10 @@ def gradient(measures: ModuleType, settings: dict[str, float], seed: int = 5) ->
         learner.policy.table[: measures.TASKS, 0] += 0.5
     played = learner.world.play(learner.policy, measures.SAMPLES)
     paid = measures.credit(played, settings, shared=False)
-    found = measures.loss(learner, played, paid, settings)
-    (whole,) = torch.autograd.grad(found, learner.policy.table)
+    found: list[Any] = []
+    learner.policy.step = lambda loss: found.extend(torch.autograd.grad(loss, learner.policy.table))
+    learner.update(played, paid, settings["hold"])
+    [whole] = found
     return whole[: measures.TASKS], whole[measures.TASKS :]
 
 
@@ -138,36 +127,34 @@ def test_a_stage_is_left_when_it_mends_and_the_first_attempt_has_not_moved(
 # --- the toy experiment -------------------------------------------------------------------------
 
 
-def bars() -> dict[str, float]:
-    spec = load(str(FOLDER), Workspace((ROOT,))).spec
-    return {check.metric: check.bar for check in spec.checks if check.tier == "toy"}
+BARS = bars("score_rl")
 
 
 def test_the_bars_are_the_source_s() -> None:
-    assert bars()["score.delta"] == 0.08 and bars()["score.spoilt"] == 0.08
-    assert bars()["naive.abs_delta"] == 0.02
+    assert BARS["score.delta"] == 0.08 and BARS["score.spoilt"] == 0.08
+    assert BARS["naive.abs_delta"] == 0.02
 
 
 def test_it_learns_to_mend_and_not_without_its_anchor_or_with_its_credit_flipped(
     measures: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch")
-    from agentloop.training import losses
+    from agentloop.training import replay_tensors
 
     arm = measures.ARMS["score"]
     monkeypatch.setattr(measures, "TASKS", PROBLEMS)
-    assert measures.learned(arm, 1, STEPS)["delta"] >= bars()["score.delta"]
+    assert measures.learned(arm, 1, STEPS)["delta"] >= BARS["score.delta"]
     true = advantages.two_attempts
     with monkeypatch.context() as patch:
         patch.setattr(
             advantages, "two_attempts",
             lambda *given, **options: [(a, -b) for a, b in true(*given, **options)],
         )  # fmt: skip
-        assert measures.learned(arm, 1, STEPS)["delta"] < bars()["score.delta"]
-    kl = losses.masked_kl
+        assert measures.learned(arm, 1, STEPS)["delta"] < BARS["score.delta"]
+    kl = replay_tensors.masked_kl
     with monkeypatch.context() as patch:
-        patch.setattr(losses, "masked_kl", lambda logp, ref, mask: kl(logp, logp, mask))
-        assert measures.learned(arm, 1, 2 * STEPS)["delta"] < bars()["score.delta"]
+        patch.setattr(replay_tensors, "masked_kl", lambda logp, ref, *more: kl(logp, logp, *more))
+        assert measures.learned(arm, 1, 2 * STEPS)["delta"] < BARS["score.delta"]
 
 
 # --- a cycle --------------------------------------------------------------------------------------

@@ -12,18 +12,16 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from workflow_folder import bars, folder, toy_checks
 
 from agentloop.cli import run
+from agentloop.datasets.groups import tools_called
 from agentloop.datasets.manifest import load_rows
 from agentloop.datasets.replay import Replay, ReplayBuffer
-from agentloop.errors import UsageError
 from agentloop.records import Episode, Row
-from agentloop.refs import load_file
 from agentloop.rewards import shape
 from agentloop.training.schedules import CosineDecay, CosineRamp
 from agentloop.trajectories.redact import Redactor
-from agentloop.workflows.load import load
-from agentloop.workspace import Workspace
 
 pytest.importorskip("torch")
 
@@ -33,26 +31,24 @@ from agentloop.training.replay_settings import ReplaySettings
 from agentloop.training.toy import Learning, TabularPolicy
 from agentloop.training.toy_rows import Turn, episode, update
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "workflows" / "spear"
-SPEC = load(str(FOLDER), Workspace((ROOT,))).spec
-BARS = {check.metric: check.bar for check in SPEC.checks if check.tier == "toy"}
-
-
-@pytest.fixture(scope="module")
-def parts() -> ModuleType:
-    return load_file(FOLDER / "parts.py")
-
-
-@pytest.fixture(scope="module")
-def measures() -> ModuleType:
-    return load_file(FOLDER / "measures.py")
+FOLDER = folder("spear")
+BARS = bars("spear")
 
 
 def rollout(name: str, reward: float, calls: int, *, task: str = "t", run: str = "r") -> Episode:
     """`calls` turns with the tool, then an answer."""
     turns = [Turn((0,) if not at else (), (2,), (-1.0,), tool="look") for at in range(calls)]
     return episode(name, task, [*turns, Turn(() if calls else (0,), (1,), (-0.5,))], reward, run)
+
+
+def twice(episode: Episode) -> Episode:
+    """With each call made twice in the same turn."""
+    [trajectory] = episode.trajectories
+    nodes = tuple(
+        replace(one, message=replace(one.message, tool_calls=one.message.tool_calls * 2))
+        for one in trajectory.nodes
+    )
+    return replace(episode, trajectories=(replace(trajectory, nodes=nodes),))
 
 
 def paid(parts: ModuleType, episodes: list[Episode], **given: float) -> dict[str, float]:
@@ -76,6 +72,7 @@ def test_a_call_is_paid_while_the_bonus_lasts(parts: ModuleType) -> None:
     found = paid(parts, group, scale=1.0)
     assert found == pytest.approx({"none": -0.4, "two": -0.2, "many": 0.6})  # 0, 0.2, at most 1
     assert set(paid(parts, group, scale=0.0).values()) == {0.0}
+    assert parts.tool_turns(twice(group[1])) == 2 < len(tools_called(twice(group[1])))
     half = paid(parts, group, scale=CosineDecay(steps=10).at(5))
     assert half == pytest.approx({name: gain / 2 for name, gain in found.items()})
 
@@ -164,18 +161,13 @@ def test_covariance_silences_tokens_of_the_policys_loss_alone() -> None:
     assert torch.equal(moved(rows, clip=None, covariance={"low": 1e6, "high": 1e9}), whole)
 
 
-def test_a_toy_refuses_what_only_the_trainer_has() -> None:
-    for given in ({"entropy": 0.1}, {"anchor": {"weight": 0.1}}):
-        with pytest.raises(UsageError, match="leave them out"):
-            moved([], **given)
-
-
 # --- the toy experiment -------------------------------------------------------------------------
 
 
 def test_the_bars_are_the_simulations() -> None:
-    assert BARS == {"spear_minus_grpo": 0.07, "tool_minus_grpo": 0.03, "sil_minus_grpo": 0.03}
-    assert {check.seeds for check in SPEC.checks if check.tier == "toy"} == {tuple(range(8))}
+    source = {"spear_minus_grpo": 0.07, "tool_minus_grpo": 0.03, "sil_minus_grpo": 0.03}
+    assert source | {f"{name}.one_rate": bar for name, bar in source.items()} == BARS
+    assert {check.seeds for check in toy_checks("spear")} == {tuple(range(8))}
 
 
 def test_the_arms_have_as_many_rollouts_and_differ_by_their_parts(measures: ModuleType) -> None:

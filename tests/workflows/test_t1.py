@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from workflow_folder import ROOT, bounds, folder, replied
 
 from agentloop.cli import run
 from agentloop.datasets import advantages
@@ -26,35 +27,17 @@ from agentloop.records import (
     Attempt,
     Episode,
     Limits,
-    Message,
-    Node,
     Request,
     Sampling,
     Score,
     Task,
-    Trajectory,
 )  # fmt: skip
-from agentloop.refs import load_file
 from agentloop.rewards.penalties import Patterns
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
-from agentloop.workflows.load import load
-from agentloop.workspace import Workspace
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "workflows" / "t1"
-SPEC = load(str(FOLDER), Workspace((ROOT,))).spec
-BARS = {check.metric: (check.op, check.bar) for check in SPEC.checks if check.tier == "toy"}
-
-
-@pytest.fixture(scope="module")
-def measures() -> ModuleType:
-    return load_file(FOLDER / "measures.py")
-
-
-@pytest.fixture(scope="module")
-def parts() -> ModuleType:
-    return load_file(FOLDER / "parts.py")
+FOLDER = folder("t1")
+BARS = bounds("t1")
 
 
 def misses(found: dict[str, float]) -> set[str]:
@@ -69,17 +52,11 @@ def misses(found: dict[str, float]) -> set[str]:
 
 
 def sample(name: str, task: str, right: bool, text: str = "2 + 3 = 5") -> Episode:
-    ids = tuple(range(len(text.split())))
-    nodes = (
-        Node(parent=None, message=Message(role="user", content=task), token_ids=(1,)),
-        Node(parent=0, message=Message(role="assistant", content=text), token_ids=ids,
-             logprobs=(0.0,) * len(ids), sampled=True),
-    )  # fmt: skip
-    return Episode(
-        id=name, task=Task(id=task, prompt=task, expected="5"), bundle="b", purpose="collect",
-        run="r", seed=0, answer="5" if right else "6", trajectories=(Trajectory(nodes=nodes),),
-        score=Score(value=float(right), success=right, source="s"),
-    )  # fmt: skip
+    ids, score = (
+        tuple(range(len(text.split()))),
+        Score(value=float(right), success=right, source="s"),
+    )
+    return replied(name, text, ids=ids, answer="5" if right else "6", task=task, score=score)
 
 
 @pytest.mark.parametrize(
@@ -249,10 +226,10 @@ def test_without_its_divergence_nothing_is_held(
     measures: ModuleType, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
     pytest.importorskip("torch")
-    from agentloop.training import losses
+    from agentloop.training import replay_tensors
 
-    true = losses.centred_kl
-    monkeypatch.setattr(losses, "centred_kl", lambda *given: factor * true(*given))
+    true = replay_tensors.centred_kl
+    monkeypatch.setattr(replay_tensors, "centred_kl", lambda *given: factor * true(*given))
     assert "fixed_gap" in short(measures, monkeypatch)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 WORLDS, TASKS, STEPS, ACTIONS, KEYS, FEATURES, GROUP, UPDATES = 3, 6, 16, 4, 3, 40, 8, 150
 """`WORLDS` are learned at once and apart; a figure is the mean over them."""
-RATES = (1.0, 2.0, 4.0, 8.0, 16.0)
+RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 SCALE = 2.0**0.5
 """Of a feature."""
 BASELINE: advantages.Baseline = "leave_one_out"
@@ -147,14 +147,14 @@ def learned(arm: Arm, rate: float, seed: int, updates: int = UPDATES) -> dict[st
     rewards differ at decisive steps as at others (median of the first fifth)."""
     import torch
 
-    from agentloop.training import losses
+    from agentloop.training.replay_settings import ReplaySettings
+    from agentloop.training.toy_rows import aligned, learn
 
+    settings = ReplaySettings(reduction="sum", length=float(TASKS * GROUP * STEPS))
     world = KeySteps(seed)
     policy = world.policy(rate, seed)
     judge = Judge(world, world.policy(JUDGE_RATE, 0), arm.learns)
     decisive = world.decisive[world.starts[:, 0]]
-    weights = losses.weigh(torch.ones(len(world.starts), STEPS, dtype=torch.bool), "sum",
-                           TASKS * GROUP * STEPS)  # fmt: skip
     curve: list[float] = []
     accuracy: list[float] = []
     contrast: list[float] = []
@@ -170,10 +170,8 @@ def learned(arm: Arm, rate: float, seed: int, updates: int = UPDATES) -> dict[st
             accuracy += [statistics.fmean(order)] if order else []
             spread = float(steps[decisive].std()), float(steps[~decisive].std())
             contrast += [spread[0] / spread[1]] if spread[1] > 0 else []
-        gains = credit(good.double().tolist(), steps.tolist(), alphas)
-        logp = policy.logp(drawn.tokens, 1)
-        loss = losses.policy_gradient(logp, drawn.logp, torch.tensor(gains), weights)
-        policy.step(loss.value)
+        gains = torch.tensor(credit(good.double().tolist(), steps.tolist(), alphas))
+        learn(policy, aligned(drawn.tokens, drawn.logp, gains, settings), settings)
     return {
         "auc": statistics.fmean(curve), "final": statistics.fmean(curve[-10:]),
         "accuracy": statistics.fmean(accuracy[len(accuracy) // 2 :] or [0.5]),

@@ -23,6 +23,7 @@ from agentloop.datasets.manifest import freeze, rows_path
 from agentloop.datasets.rows import sft_rows
 from agentloop.datasets.select import guard_held_out, trainable
 from agentloop.lanes.bench import Bench
+from agentloop.lanes.gated import held_out
 from agentloop.lanes.policy import RejectionSampling
 from agentloop.ports import part
 from agentloop.records import Episode, Json, Proposal, Request, Row, TrainingJob, content_id
@@ -97,7 +98,7 @@ class RewardModelLoop:
     def groups(self, bench: Bench, *, system: str) -> list[Group]:
         """This cycle's samples by task, without those that repeat a held-out task."""
         episodes = bench.archive.episodes(Query(run=bench.run, purpose="collect"))
-        heldout = bench.tasks.draw(256, split="heldout", seed=bench.seed)
+        heldout = held_out(bench)
         guard_held_out(episodes, heldout)
         found: dict[str, list[Episode]] = {}
         for one in trainable(episodes):

@@ -139,6 +139,7 @@ ARMS = {
     "loose": Arm((FIRST, second(hold=0.02))),
     "half": Arm((FIRST, second(hold=0.5))),
     "one_stage": Arm((SECOND,)),
+    "no_bonus": Arm((FIRST, second(bonus=0.0))),
 }
 
 
@@ -162,8 +163,25 @@ class Learner:
     def step(self, settings: dict[str, Json], shared: bool) -> dict[str, float]:
         """Sample, credit, one update; the rates of what was sampled."""
         played = self.world.play(self.policy, SAMPLES)
-        self.policy.step(loss(self, played, credit(played, settings, shared), settings))
+        self.update(played, credit(played, settings, shared), float(str(settings["hold"])))
         return played.rates()
+
+    def update(self, played: Played, paid: Sequence[tuple[float, float]], hold: float) -> None:
+        """One step on both attempts, the first of which is held to the start."""
+        import torch
+
+        from agentloop.training.replay_settings import ReplaySettings
+        from agentloop.training.toy_rows import aligned, learn
+
+        held: Json = {"first": hold, "estimator": "k2"}
+        settings = ReplaySettings.model_validate({"reduction": "constant", "anchor": held})
+        gains = torch.tensor([(one, 0.0, two) for one, two in paid])
+        tokens = aligned(
+            played.tokens, played.logp, gains, settings,
+            sampled=torch.tensor([True, False, True]).expand_as(played.logp),
+            first=torch.tensor([True, False, False]).expand_as(played.logp),
+        )  # fmt: skip
+        learn(self.policy, tokens, settings, anchor=self.anchor)
 
     def fresh(self, seed: int) -> dict[str, float]:
         """Rates on problems that were never seen."""
@@ -186,26 +204,6 @@ def credit(played: Played, settings: dict[str, Any], shared: bool) -> list[tuple
                 group, bonus=settings["bonus"], first=settings["first"]
             )
     return found
-
-
-def loss(
-    learner: Learner, played: Played, paid: Sequence[tuple[float, float]], settings: dict[str, Any]
-) -> Tensor:
-    """The policy gradient on both attempts, and the divergence from the start on the first."""
-    import torch
-
-    from agentloop.training import losses
-
-    logp = learner.policy.logp(played.tokens, 1)
-    with torch.no_grad(), learner.anchor.in_place():
-        ref = learner.policy.logp(played.tokens, 1)
-    sampled = torch.tensor([True, False, True]).expand_as(logp)
-    opening = torch.tensor([True, False, False]).expand_as(logp)
-    gains = torch.tensor([(one, 0.0, two) for one, two in paid])
-    weights = losses.weigh(sampled, "sum", len(logp))
-    gradient = losses.policy_gradient(logp, played.logp, gains, weights)
-    held = losses.masked_kl(logp, ref, losses.weigh(opening, "sum", len(logp)))
-    return gradient.value + settings["hold"] * held.value
 
 
 def learned(arm: Arm, seed: int, steps: int = STEPS) -> dict[str, float]:
@@ -240,6 +238,8 @@ def compare(seed: int, steps: int = STEPS) -> dict[str, float]:
         found = learned(arm, seed, steps)
         metrics |= {f"{name}.{key}": value for key, value in found.items()}
         metrics[f"{name}.abs_delta"] = abs(found["delta"])
+    for name in ("one_stage", "no_bonus"):
+        metrics[f"score_minus_{name}"] = metrics["score.delta"] - metrics[f"{name}.delta"]
     return metrics
 
 

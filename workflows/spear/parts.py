@@ -21,7 +21,7 @@ from pydantic import Field
 from agentloop.datasets.advantages import group_centred
 from agentloop.datasets.credit import Credits, reward
 from agentloop.datasets.filters import Filters, Lent
-from agentloop.datasets.groups import countable, groups, samples, tools_called
+from agentloop.datasets.groups import countable, groups, samples, tools_called, trained
 from agentloop.datasets.manifest import freeze
 from agentloop.datasets.replay import Replay, ReplayBuffer
 from agentloop.datasets.rl_rows import rl_rows
@@ -56,8 +56,13 @@ class ToolCredit:
 
     def bonus(self, episode: Episode) -> float:
         """What its tool turns add."""
-        calls = len(tools_called(episode))
-        return shape.tool_bonus(calls, self.scale, each=self.each, most=self.most)
+        return shape.tool_bonus(tool_turns(episode), self.scale, each=self.each, most=self.most)
+
+
+def tool_turns(episode: Episode) -> int:
+    """Replies with a call in them; several calls in one are one."""
+    nodes = (node for each in trained(episode) for node in each.nodes)
+    return sum(node.sampled and bool(node.message.tool_calls) for node in nodes)
 
 
 @part
@@ -79,7 +84,7 @@ class Progressive:
         """Rows of what was sampled for update `step`, with the bonus of that step in their credit;
         0 for a group that earned all the same."""
         chosen = self.select.choose(episodes, lent)
-        credits = ToolCredit(scale=self.bonus.at(step)).assign(chosen.episodes)
+        credits = ToolCredit(scale=self.bonus.at(step)).assign(chosen.members)
         return rl_rows(chosen.episodes, credits, shares=chosen.shares, redact=redact)
 
     def again(self, buffer: ReplayBuffer, step: int) -> list[Row]:

@@ -19,7 +19,7 @@ from agentloop.datasets import advantages
 from agentloop.datasets.groups import groups
 from agentloop.errors import UsageError
 from agentloop.lanes.bench import Bench
-from agentloop.records import Bundle, Episode, Policy
+from agentloop.records import Bundle, Episode, Json, Policy
 from agentloop.rewards.penalties import Patterns
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
@@ -42,7 +42,9 @@ async def leash(run: CheckRun) -> dict[str, float]:
 
 def leashes(seed: int, steps: int = STEPS) -> dict[str, float]:
     """Probability of the best arm in the end: held to the start, to averages, and not at all."""
-    tilt = START * math.exp(1 / LEASH)
+    # A reward less the mean of the others is PULLS / (PULLS - 1) times one less the mean of all,
+    # which is what the divergence is centred by: the leash is so much weaker.
+    tilt = START * math.exp(PULLS / (PULLS - 1) / LEASH)
     closed = tilt / (tilt + 1 - START)
     fixed, _ = bandit(seed, keep=1.0, steps=steps)
     quick, far = bandit(seed, keep=0.95, bonus=BONUS, steps=steps)
@@ -58,34 +60,30 @@ def bandit(
     seed: int, *, keep: float, bonus: float = 0.0, steps: int = STEPS
 ) -> tuple[float, float]:
     """How likely the best arm is after `steps` updates by sampled pulls, and how far (in nats) the
-    policy is from its start by then. A reward is 1 for the best arm, minus the centred divergence;
-    a pull is paid by what the others of its group got."""
+    policy is from its start by then. A reward is 1 for the best arm; a pull is paid by what the
+    others of its group got, less the centred divergence."""
     import torch
 
-    from agentloop.training import losses
     from agentloop.training.anchors import Anchor
+    from agentloop.training.replay_settings import ReplaySettings
     from agentloop.training.toy import Learning, TabularPolicy
+    from agentloop.training.toy_rows import aligned, learn
 
+    leash: Json = {"weight": LEASH, "estimator": "centred"}
+    settings = ReplaySettings.model_validate({"anchor": leash, "entropy": bonus})
     logits = torch.zeros(1, ARMS)
     logits[0, 0] = math.log(START / (1 - START) * (ARMS - 1))
     policy = TabularPolicy(logits, learning=Learning("sgd", RATE), seed=seed)
     anchor = Anchor(policy, keep=keep)
-    prompts, mask = torch.zeros(PULLS, 1, dtype=torch.long), torch.ones(PULLS, 1, dtype=torch.bool)
+    prompts = torch.zeros(PULLS, 1, dtype=torch.long)
     likely: list[float] = []
     for _ in range(steps):
         drawn = policy.sample(prompts, 1)
-        with anchor.in_place(), torch.no_grad():
-            ref = policy.logp(drawn.tokens, 1)
-        right = (drawn.tokens[:, 1] == 0).float()
-        rewards = right - LEASH * losses.centred_kl(drawn.logp, ref, mask)
-        paid = torch.tensor(advantages.normalised(rewards.tolist(), "leave_one_out"))
-        scores = policy.logits(drawn.tokens, 1)
-        logp = scores.log_softmax(-1).gather(-1, drawn.tokens[:, 1:, None]).squeeze(-1)
-        loss = losses.policy_gradient(logp, drawn.logp, paid, mask).value
-        policy.step(loss - bonus * losses.entropy(scores, mask).value)
-        anchor.follow()
+        right = (drawn.tokens[:, 1] == 0).double()
+        paid = torch.tensor(advantages.normalised(right.tolist(), "leave_one_out"))[:, None]
+        learn(policy, aligned(drawn.tokens, drawn.logp, paid, settings), settings, anchor=anchor)
         likely.append(float(policy.table.detach().softmax(-1)[0, 0]))
-    kept = Anchor(policy).kept["table"]
+    kept = policy.table.detach()
     far = float((kept.softmax(-1) * (kept.log_softmax(-1) - logits.log_softmax(-1))).sum())
     return statistics.fmean(likely[-min(TAIL, steps) :]), far
 
@@ -125,9 +123,11 @@ def degenerate(seed: int, *, fined: bool, rounds: int = ROUNDS) -> tuple[float, 
     learned from the rewards of a group, with the bonus for entropy."""
     import torch
 
-    from agentloop.training import losses
+    from agentloop.training.replay_settings import ReplaySettings
     from agentloop.training.toy import Learning, TabularPolicy
+    from agentloop.training.toy_rows import aligned, learn
 
+    settings = ReplaySettings(entropy=BONUS)
     first = len(STYLES)  # the row that a text begins at
     table = torch.zeros(first + 1, CHOICES)
     table[first, len(STYLES) :] = -30.0
@@ -137,7 +137,6 @@ def degenerate(seed: int, *, fined: bool, rounds: int = ROUNDS) -> tuple[float, 
     policy = TabularPolicy(table, learning=Learning("sgd", 1.0), seed=seed)
     chance = random.Random(seed)
     prompts = torch.full((GROUP, 1), first)
-    mask = torch.ones(GROUP, 2, dtype=torch.bool)
     last: list[tuple[bool, bool]] = []
     for step in range(rounds):
         drawn = policy.sample(prompts, 2, temperature=1.0)
@@ -147,11 +146,9 @@ def degenerate(seed: int, *, fined: bool, rounds: int = ROUNDS) -> tuple[float, 
             RULE.reward(float(right), text) if fined else float(right)
             for (_, right), text in zip(picks, texts, strict=True)
         ]
-        paid = torch.tensor(advantages.normalised(rewards, "leave_one_out"))
-        scores = policy.logits(drawn.tokens, 1)
-        logp = scores.log_softmax(-1).gather(-1, drawn.tokens[:, 1:, None]).squeeze(-1)
-        loss = losses.policy_gradient(logp, drawn.logp, paid, mask).value
-        policy.step(loss - BONUS * losses.entropy(scores, mask).value)
+        paid = torch.tensor(advantages.normalised(rewards, "leave_one_out"))[:, None]
+        paid = paid.expand_as(drawn.logp)
+        learn(policy, aligned(drawn.tokens, drawn.logp, paid, settings), settings)
         if step >= rounds - 20:
             last += [(style != "clean", right) for style, right in picks]
     return statistics.fmean(bad for bad, _ in last), statistics.fmean(good for _, good in last)
