@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import ormsgpack
 
 from agentloop.errors import StoreError
-from agentloop.graphs.checkpoint_redact import redacted, suspected
+from agentloop.graphs.checkpoint_redact import redacted
 from agentloop.trajectories.redact import Redactor
 
 FORMAT = 1
@@ -229,7 +229,7 @@ class ThreadFile:
         first, self._fresh = len(self.chunks) - self._fresh, 0
         packed = ormsgpack.packb(body, default=_big, option=_PACKING)
         data = ormsgpack.packb([kind, self.chunks[first:], packed])
-        if self._redact is not None and suspected(data, self._redact):
+        if self._redact is not None and self._redact.suspects(data):
             self.chunks[first:] = [redacted(one, self._redact) for one in self.chunks[first:]]
             packed = redacted(packed, self._redact)
             data = ormsgpack.packb([kind, self.chunks[first:], packed])

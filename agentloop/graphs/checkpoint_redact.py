@@ -14,19 +14,11 @@ import ormsgpack
 from agentloop.trajectories.redact import Redactor
 
 _OPTION = ormsgpack.OPT_NON_STR_KEYS
-_QUOTED = bytes(range(128)) + b'"' * 128
-"""The bytes by which msgpack says what follows, as the quotes that JSON has between a key and its
-value."""
 
 
 class _Object(NamedTuple):
     code: int
     document: bytes
-
-
-def suspected(document: bytes, redact: Redactor) -> bool:
-    """Whether a document must be looked at; false for nearly all that has no secret."""
-    return redact.suspects(document) or redact.suspects(document.translate(_QUOTED))
 
 
 def redacted(document: bytes, redact: Redactor, key: str = "") -> bytes:

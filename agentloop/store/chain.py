@@ -11,13 +11,14 @@ import hashlib
 import json
 import sqlite3
 import struct
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import closing
 from itertools import zip_longest
 from typing import Any
 
+import zstandard
 from pydantic_core import PydanticSerializationError, to_json
 
 from agentloop.errors import StoreError
@@ -28,8 +29,6 @@ from agentloop.trajectories.redact import Redactor
 GENESIS = bytes(32)
 """What stands for the hash before the first entry."""
 _SHOWN = 20
-_MANY = 8
-"""Bodies, from which on a second thread compresses half of them."""
 
 
 def encode(body: Json) -> tuple[bytes, bool]:
@@ -41,10 +40,21 @@ def encode(body: Json) -> tuple[bytes, bool]:
         return json.dumps(body, separators=(",", ":")).encode(), False
 
 
-def pack(bodies: Sequence[Json], redactor: Redactor, helper: Executor) -> list[tuple[Json, bytes]]:
+class _Codec(threading.local):
+    """A thread's own: made once, as making one costs more than using it. Level 1 takes a quarter of
+    zlib's time and less room."""
+
+    def __init__(self) -> None:
+        self.compress = zstandard.ZstdCompressor(level=1).compress
+        self.decompress = zstandard.ZstdDecompressor().decompress
+
+
+_CODEC = _Codec()
+
+
+def pack(bodies: Sequence[Json], redactor: Redactor) -> list[tuple[Json, bytes]]:
     """Each body without secrets, and its compressed JSON: the bytes that are hashed and stored. It
-    is written once and the redactor asked by those bytes; most bodies need no closer look.
-    `helper` is a second thread."""
+    is written once and the redactor asked by those bytes; most bodies need no closer look."""
     written = [encode(body) for body in bodies]
     suspected = redactor.suspects_each([text for text, _ in written])
     clean, texts = list(bodies), [text for text, _ in written]
@@ -52,23 +62,15 @@ def pack(bodies: Sequence[Json], redactor: Redactor, helper: Executor) -> list[t
         if suspected[at] or not plain:
             clean[at] = redactor(json.loads(text))  # as written: no tuple or number hides a string
             texts[at], _ = encode(clean[at])
-    return list(zip(clean, _compress(texts, helper), strict=True))
-
-
-def _compress(texts: list[bytes], helper: Executor) -> list[bytes]:
-    """On two cores where that pays: it is most of what a large append costs."""
-    if len(texts) < _MANY:
-        return [zlib.compress(text, 1) for text in texts]
-    half = len(texts) // 2
-    other = helper.submit(lambda: [zlib.compress(text, 1) for text in texts[half:]])
-    return [zlib.compress(text, 1) for text in texts[:half]] + other.result()
+    return list(zip(clean, map(_CODEC.compress, texts), strict=True))
 
 
 def unpack(data: bytes) -> Any:
-    """The body that was packed; raises `StoreError` when it is damaged."""
+    """The body that was packed (the first logs have zlib); raises `StoreError` when damaged."""
     try:
-        return json.loads(zlib.decompress(data))
-    except (zlib.error, ValueError, TypeError) as error:
+        text = (_CODEC if data.startswith(zstandard.FRAME_HEADER) else zlib).decompress(data)
+        return json.loads(text)
+    except (zstandard.ZstdError, zlib.error, MemoryError, ValueError, AttributeError) as error:
         raise StoreError(f"stored data is damaged: {error}; see: agentloop store verify") from error
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -70,12 +70,10 @@ class Log:
                 self._db.close()
                 raise
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="agentloop-log")
-        self._helper = ThreadPoolExecutor(1, thread_name_prefix="agentloop-pack")
 
     def close(self) -> None:
         """Wait for the writes under way and close the file; idempotent."""
         self._writer.shutdown()
-        self._helper.shutdown()
         with self._reading:
             self._reader.close()
         with self._writing:
@@ -87,7 +85,7 @@ class Log:
         none. Raises `StoreError`, also when `fence` is no longer the latest."""
         job = _Job(drafts, fence)
         # In this thread: handing a commit over and back costs as much as the commit.
-        if _packed(job, self.redact, self._helper):
+        if _packed(job, self.redact):
             self._waiting.append(job)
             while not job.done.done():
                 self._flush()
@@ -174,8 +172,7 @@ class Log:
             while self._waiting and len(jobs) < _GROUP:
                 job = self._waiting.popleft()
                 if job.rows or (
-                    job.done.set_running_or_notify_cancel()
-                    and _packed(job, self.redact, self._helper)
+                    job.done.set_running_or_notify_cancel() and _packed(job, self.redact)
                 ):
                     jobs.append(job)
             if jobs:
@@ -260,12 +257,12 @@ def _seq_of(db: sqlite3.Connection, row: _Packed) -> int:
     return int(db.execute(by_name, row.names[:2]).fetchone()[0])
 
 
-def _packed(job: _Job, redact: Redactor, helper: Executor) -> bool:
+def _packed(job: _Job, redact: Redactor) -> bool:
     """Redact and compress before the transaction begins; a draft that is not JSON fails its
     own append and no other."""
     now = time.time()
     try:
-        packed = pack([draft.body for draft in job.drafts], redact, helper)
+        packed = pack([draft.body for draft in job.drafts], redact)
         for draft, (body, data) in zip(job.drafts, packed, strict=True):
             names = (draft.kind, draft.key, draft.scope)
             fact = facts.statement(*names, body)

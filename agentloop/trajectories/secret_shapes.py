@@ -96,6 +96,9 @@ _FOLDED = (
 )
 _WORD = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 _SPACE = " \t\\\n\r"
+_EITHER = {one: one for one in ":='&?_-"} | {'"': '"\x7f'}
+"""What is no letter; between a name and its value a quote, or in msgpack a byte that is not ASCII,
+for which `\x7f` stands."""
 
 
 def marks() -> Iterator[tuple[str, str, str, str]]:
@@ -108,7 +111,7 @@ def marks() -> Iterator[tuple[str, str, str, str]]:
         first, second, third, fourth = (*mark, *[_WORD] * (4 - len(mark)))
         yield first, second, third, fourth
     for mark in _FOLDED.split("|"):
-        both = [one.lower() + one.upper() if one.isalpha() else one for one in mark]
+        both = [_EITHER.get(one, one.lower() + one.upper()) for one in mark]
         first, second, third, fourth = (*both, *[_SPACE] * (4 - len(both)))
         yield first, second, third, fourth
 
