@@ -103,7 +103,13 @@ class ThreadFile:
             _delta(old.versions, new.versions), _delta(old.seen, new.seen),
             _delta(old.metadata, new.metadata), _delta_of_values(old.values, new.values),
         ]  # fmt: skip
-        self._take_snapshot(self._frame(_SNAPSHOT, body))
+        read = self._frame(_SNAPSHOT, body)
+        if read is None:
+            head, seen, metadata = map(_own, (new.head, new.seen, new.metadata))
+            own = Snapshot(new.parent, head, dict(new.versions), seen, metadata, new.values)
+            self._keep_snapshot(ns, name, own)
+        else:
+            self._take_snapshot(read)
 
     def add_writes(self, ns: str, name: str, task: str, writes: dict[int, Write]) -> None:
         """Append a task's writes by their positions; within `writing`."""
@@ -111,16 +117,22 @@ class ThreadFile:
             [at, self._word(write.path), self._word(write.channel), write.value]
             for at, write in writes.items()
         ]
-        self._take_writes(self._frame(_WRITES, [ns, _short(name), _short(task), triples]))
+        read = self._frame(_WRITES, [ns, _short(name), _short(task), triples])
+        if read is None:
+            self._keep_writes(ns, name, {(task, at): write for at, write in writes.items()})
+        else:
+            self._take_writes(read)
 
     def add_note(self, note: Any) -> None:
         """Append what a run wants to find again beside its steps; within `writing`."""
-        self._take(_NOTE, self._frame(_NOTE, [note]))
+        read = self._frame(_NOTE, [note])
+        self._take(_NOTE, [_own(note)] if read is None else read)
 
     def cut_notes(self) -> None:
         """Forget the notes made since a step was last stored; within `writing`."""
         if len(self.notes) > self.settled:
-            self._take(_CUT, self._frame(_CUT, [self.settled]))
+            self._frame(_CUT, [self.settled])
+            self._take(_CUT, [self.settled])
 
     def _word(self, text: str) -> int:
         return self.chunk(ormsgpack.packb(text))
@@ -213,28 +225,38 @@ class ThreadFile:
         changed, removed = body[7]
         values = {key: _packed(old.values.get(key), value) for key, value in changed.items()}
         values = _patched(old.values, (values, removed))
-        self.snapshots[ns, str(name)] = Snapshot(parent, head, versions, seen, metadata, values)
+        new = Snapshot(parent, head, versions, seen, metadata, values)
+        self._keep_snapshot(ns, str(name), new)
+
+    def _keep_snapshot(self, ns: str, name: str, new: Snapshot) -> None:
+        self.snapshots[ns, name] = new
         self.settled = len(self.notes)
 
     def _take_writes(self, body: list[Any]) -> None:
         ns, checkpoint, task, triples = body
-        known = self.writes.setdefault((ns, str(_long(checkpoint))), {})
+        made = {}
         for at, path, channel, value in triples:
             where, name = (ormsgpack.unpackb(self.chunks[word]) for word in (path, channel))
-            known[str(_long(task)), at] = Write(where, name, value)
+            made[str(_long(task)), at] = Write(where, name, value)
+        self._keep_writes(ns, str(_long(checkpoint)), made)
+
+    def _keep_writes(self, ns: str, name: str, new: dict[tuple[str, int], Write]) -> None:
+        self.writes.setdefault((ns, name), {}).update(new)
         self.settled = len(self.notes)
 
-    def _frame(self, kind: int, body: list[Any]) -> list[Any]:
-        """Add a frame; returns its body as it will be read, so that memory is what the file is."""
+    def _frame(self, kind: int, body: list[Any]) -> list[Any] | None:
+        """Add a frame; returns its body as it will be read when something was taken out of it, so
+        that memory is what the file is."""
         first, self._fresh = len(self.chunks) - self._fresh, 0
         packed = ormsgpack.packb(body, default=_big, option=_PACKING)
         data = ormsgpack.packb([kind, self.chunks[first:], packed])
-        if self._redact is not None and self._redact.suspects(data):
+        suspected = self._redact is not None and self._redact.suspects(data)
+        if self._redact is not None and suspected:
             self.chunks[first:] = [redacted(one, self._redact) for one in self.chunks[first:]]
             packed = redacted(packed, self._redact)
             data = ormsgpack.packb([kind, self.chunks[first:], packed])
         self._frames.append(_HEAD.pack(len(data), zlib.crc32(data)) + data)
-        return _unpacked(packed)
+        return _unpacked(packed) if suspected else None
 
 
 _EMPTY = Snapshot(None, {}, {}, {}, {}, {})
@@ -273,6 +295,14 @@ def _unpacked(body: bytes) -> list[Any]:
 
     unpacked: list[Any] = ormsgpack.unpackb(body, ext_hook=number, option=_OPTION)
     return unpacked
+
+
+def _own(value: Any) -> Any:
+    """A copy of plain containers, which LangGraph goes on changing, as they would be read back."""
+    kind = type(value)
+    if kind is dict:
+        return {key: _own(item) for key, item in value.items()}
+    return [_own(item) for item in value] if kind is list or kind is tuple else value
 
 
 def _big(value: object) -> ormsgpack.Ext:

@@ -5,10 +5,12 @@ import random
 import re
 from itertools import product
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from secret_kinds import PLACES, benign, secrets
 
+from agentloop.trajectories import secret_shapes
 from agentloop.trajectories.redact import Redactor
 from agentloop.trajectories.secret_scan import RUN, suspicious
 from agentloop.trajectories.secret_shapes import marks
@@ -81,7 +83,7 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(values)
 def test_a_record_is_redacted_as_without_the_cheap_test(value: object) -> None:
     for known in ({}, KNOWN):
@@ -102,3 +104,23 @@ def test_harmless_and_secret_texts_are_redacted_as_without_the_cheap_test() -> N
         for place in PLACES.values():
             for _, _, text in SECRETS[:40]:
                 assert quick(place(text)) == slow(place(text))  # type: ignore[arg-type]
+
+
+def test_the_look_before_the_expressions_loses_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = [*PLAIN, *(text for _, _, text in secrets(600, seed=5))]
+    every += [text.upper() for text in every]
+    quick = [list(secret_shapes.spans(text)) for text in every]
+    monkeypatch.setattr(secret_shapes, "_BEGINNINGS", ("",))
+    monkeypatch.setattr(secret_shapes, "_TELLING", ("",))
+    assert quick == [list(secret_shapes.spans(text)) for text in every]
+    assert sum(map(bool, quick)) > 500
+
+
+@pytest.mark.parametrize("name", secret_shapes._KEYS)
+def test_every_key_has_one_of_the_beginnings(name: str) -> None:
+    @settings(deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))
+    @given(st.from_regex(re.compile(secret_shapes._KEYS[name], re.ASCII)))
+    def holds(text: str) -> None:
+        assert any(mark in text for mark in secret_shapes._BEGINNINGS), text
+
+    holds()
