@@ -139,7 +139,7 @@ async def roll_out(
         watched.inner = transport
     try:
         return await Runner(CONVERSATION, native_tools=False).run(
-            orders, model=watched or transport, concurrency=many, limits=Limits(seconds=400)
+            orders, model=watched or transport, concurrency=many, limits=Limits(seconds=1_000)
         )
     finally:
         await transport.close()
