@@ -50,6 +50,7 @@ class _Codec(threading.local):
 
 
 _CODEC = _Codec()
+_DAMAGE = (zstandard.ZstdError, zlib.error, MemoryError)
 
 
 def pack(bodies: Sequence[Json], redactor: Redactor) -> list[tuple[Json, bytes]]:
@@ -70,7 +71,7 @@ def unpack(data: bytes) -> Any:
     try:
         text = (_CODEC if data.startswith(zstandard.FRAME_HEADER) else zlib).decompress(data)
         return json.loads(text)
-    except (zstandard.ZstdError, zlib.error, MemoryError, ValueError, AttributeError) as error:
+    except (*_DAMAGE, ValueError, TypeError, AttributeError) as error:
         raise StoreError(f"stored data is damaged: {error}; see: agentloop store verify") from error
 
 

@@ -308,11 +308,12 @@ def test_tampering_is_told(tmp_path: Path, change: str) -> None:
     log.close()
 
 
-def test_a_damaged_body_is_a_typed_error_when_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("body", ["x''", "x'00'", "x'28b52ffd00'", "x'28b52ffdff'", "'text'", "7"])
+def test_a_damaged_body_is_a_typed_error_when_read(tmp_path: Path, body: str) -> None:
     log = Log(tmp_path / "log.db")
     log.append([draft("a")])
     db = sqlite3.connect(log.path)
-    db.execute("UPDATE entry SET body = x'00'")
+    db.execute(f"UPDATE entry SET body = {body}")
     db.commit()
     db.close()
     with pytest.raises(StoreError, match="store verify"):

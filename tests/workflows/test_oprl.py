@@ -4,7 +4,6 @@ log, and the toy experiment that must fail when the second model learns nothing 
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from workflow_folder import bars, folder
 
-from agentloop.cli import run
 from agentloop.datasets.credit import GroupCredit, StepCredit
 from agentloop.datasets.segments import Segment
 from agentloop.errors import ServerError
@@ -212,13 +210,8 @@ def test_the_policy_learns_and_not_from_a_second_model_that_learned_the_reverse(
 # --- a cycle --------------------------------------------------------------------------------------
 
 
-def test_a_scripted_cycle_fits_scores_and_trains(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], parts: ModuleType
-) -> None:
-    command = ["cycle", str(FOLDER), "--model", "scripted", "--home", str(tmp_path), "--json"]
-    assert run(command) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["state"] == "promoted", report
+@pytest.mark.usefixtures("report")
+def test_a_scripted_cycle_fits_scores_and_trains(tmp_path: Path, parts: ModuleType) -> None:
     with Archive(tmp_path) as archive:
         [entry] = list(archive.read(Query(kinds=(parts.EVENT,))))
         assert entry.body["rows"] > 0 and entry.body["model"]  # type: ignore[index,call-overload]

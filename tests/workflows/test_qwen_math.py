@@ -3,7 +3,6 @@ printed, and the toy experiment that must fail when the loss or the vote is brok
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 from workflow_folder import ROOT, bars, folder
 
-from agentloop.cli import run
 from agentloop.datasets.decontaminate import Decontaminate
 from agentloop.datasets.rows import sft_rows
 from agentloop.graphs.load import load_graph
@@ -177,13 +175,8 @@ def test_a_vote_without_its_weights_is_a_plain_vote(
 # --- a cycle --------------------------------------------------------------------------------------
 
 
-def test_a_scripted_cycle_ranks_votes_and_trains(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["cycle", str(FOLDER), "--model", "scripted", "--home", str(tmp_path), "--json"]
-    assert run(command) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["state"] == "promoted", report
+@pytest.mark.usefixtures("report")
+def test_a_scripted_cycle_ranks_votes_and_trains(tmp_path: Path) -> None:
     with Archive(tmp_path) as archive:
         [entry] = list(archive.read(Query(kinds=("reward_model",))))
         body = SimpleNamespace(**entry.body)  # type: ignore[arg-type]

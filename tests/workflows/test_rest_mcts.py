@@ -3,14 +3,12 @@ that must fail when the part it is about is broken."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from workflow_folder import bars, folder
 
-from agentloop.cli import run
 from agentloop.lanes.tree_search import VALUE_MODEL
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
@@ -47,13 +45,8 @@ def test_the_search_beats_best_of_n_and_not_when_its_sign_is_flipped(
     assert measures.compare(5, TASKS, ("search", "bon"))["over_bon@0.1"] < BARS["over_bon@0.1"]
 
 
-def test_a_scripted_cycle_leaves_searches_paths_and_a_value_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["cycle", str(FOLDER), "--model", "scripted", "--home", str(tmp_path), "--json"]
-    assert run(command) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["state"] == "promoted", report
+@pytest.mark.usefixtures("report")
+def test_a_scripted_cycle_leaves_searches_paths_and_a_value_model(tmp_path: Path) -> None:
     with Archive(tmp_path) as archive:
         searches = archive.episodes(Query(purpose="train"))
         paths = archive.episodes(Query(purpose="collect"))

@@ -4,7 +4,6 @@ toy experiment that must fail when its part is removed or turned around."""
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +13,6 @@ from types import ModuleType
 import pytest
 from workflow_folder import bounds, folder, replied
 
-from agentloop.cli import run
 from agentloop.datasets.credit import CriticsCredit
 from agentloop.errors import UsageError
 from agentloop.records import Episode, Failure
@@ -238,13 +236,8 @@ def test_a_loss_with_its_sign_flipped_unlearns(
 # --- a cycle --------------------------------------------------------------------------------------
 
 
-def test_a_scripted_cycle_keeps_both_signals_in_the_log(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["cycle", str(FOLDER), "--model", "scripted", "--home", str(tmp_path), "--json"]
-    assert run(command) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["state"] == "promoted", report
+@pytest.mark.usefixtures("report")
+def test_a_scripted_cycle_keeps_both_signals_in_the_log(tmp_path: Path) -> None:
     with Archive(tmp_path) as archive:
         made = [one.score for one in archive.episodes(Query(purpose="collect")) if one.score]
     assert {one.parts["correct"] for one in made} == {1.0, 0.0, -0.5}

@@ -4,7 +4,6 @@ budget, and the toy experiments that must fail when the part they are about is b
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from workflow_folder import ROOT, bounds, folder, replied
 
-from agentloop.cli import run
 from agentloop.datasets import advantages
 from agentloop.datasets.credit import GroupCredit
 from agentloop.datasets.groups import mixed
@@ -265,13 +263,8 @@ def test_the_fine_and_what_is_left_without_it(
 # --- a cycle --------------------------------------------------------------------------------------
 
 
-def test_a_scripted_cycle_samples_hard_tasks_more_often(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["cycle", str(FOLDER), "--model", "scripted", "--home", str(tmp_path), "--json"]
-    assert run(command) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["state"] == "promoted", report
+@pytest.mark.usefixtures("report")
+def test_a_scripted_cycle_samples_hard_tasks_more_often(tmp_path: Path) -> None:
     with Archive(tmp_path) as archive:
         made = archive.episodes(Query(purpose="collect"))
     sizes = {one.task.id: sum(two.task.id == one.task.id for two in made) for one in made}
