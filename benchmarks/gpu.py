@@ -117,7 +117,8 @@ def _over_rounds(
     phase: str, ours: Sequence[dict[str, Any]], trl: Sequence[dict[str, Any]], least: float
 ) -> list[Check]:
     """The checks of a round, with the median of each figure."""
-    rounds = [compared(phase, *pair, least, WARM) for pair in zip(ours, trl, strict=True)]
+    both = zip(ours, trl, strict=True)
+    rounds = [compared(phase, mine, [theirs], least, WARM) for mine, theirs in both]
     return [
         Check(same[0].name, median([one.value for one in same]), same[0].target, same[0].at_most)
         for same in zip(*rounds, strict=True)

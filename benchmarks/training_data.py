@@ -154,7 +154,8 @@ def figures(run: Run, warm: int) -> dict[str, float]:
     """Of the steps after the first `warm`: useful and computed tokens per second, shares of the
     matrix rate, the loss at the end, and the peak memory of the process (on a GPU, of the device).
 
-    Useful tokens are those of the rows. Computed ones went through the model with a gradient,
+    Useful tokens are those of the rows: `share_6pt` is what is called model FLOPs utilisation
+    (Chowdhery et al. 2022, PaLM, appendix B). Computed ones went through the model with a gradient,
     padding left out: what a group shares counts once if it was computed once.
     """
     later = run["steps"][warm:]
@@ -167,10 +168,10 @@ def figures(run: Run, warm: int) -> dict[str, float]:
         "tokens_per_second": useful / seconds,
         "computed_tokens_per_second": computed / seconds,
         "matrix_gflops": run["gflops"],
-        "share_6pt": 6 * whole * computed / seconds / rate,
-        # A pass without a gradient over the same tokens is two operations for each of them.
-        "share_6pt_and_reference": (6 + reference) * whole * computed / seconds / rate,
-        # An adapter needs no gradient of the frozen weights, and only answers need the vocabulary.
+        "share_6pt": 6 * whole * useful / seconds / rate,
+        "share_6pt_computed": 6 * whole * computed / seconds / rate,
+        # An adapter needs no gradient of the frozen weights, and only answers need the vocabulary;
+        # a pass without a gradient over the same tokens is two operations for each of them.
         "share_needed": (4 + reference) * needed / seconds / rate,
         "peak_mb": later[-1]["peak_mb"],
         "first_loss": run["steps"][0]["loss"],
@@ -195,8 +196,8 @@ def faster(ours: Run, theirs: Run, warm: int) -> float:
 
 
 def apart(ours: Run, theirs: Run, key: str) -> float:
-    """How far the two are apart in `key` (`loss`, `grad_norm`) at any step, as a share of theirs,
-    or absolute where theirs is below 1."""
-    both = zip(ours["steps"], theirs["steps"], strict=True)
+    """How far the two are apart in `key` (`loss`, `grad_norm`) at any step that both made, as a
+    share of theirs, or absolute where theirs is below 1."""
+    both = zip(ours["steps"], theirs["steps"], strict=False)
     worst = max(abs(a[key] - b[key]) / max(1.0, abs(b[key])) for a, b in both)
     return float(f"{worst:.3g}")

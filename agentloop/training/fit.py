@@ -30,7 +30,6 @@ from agentloop.errors import TrainingError, UsageError
 from agentloop.records import Message, TrainingJob
 from agentloop.training.artifact import CONFIG, FULL_CONFIG, peak_rss, report
 from agentloop.training.guards import Guards, GuardSettings
-from agentloop.training.preference_settings import TunedSettings
 from agentloop.training.settings import SFTSettings
 from agentloop.trajectories import codec
 from agentloop.trajectories.chat_format import render
@@ -73,6 +72,9 @@ def start_model(job: TrainingJob, kind: Any = AutoModelForCausalLM, **given: Any
         for name, module in bare.base_model.named_modules():  # neither a head nor an adapter
             if isinstance(module, torch.nn.Linear) and "lora_" not in name:
                 module.weight.data = module.weight.data.to(torch.bfloat16)
+        for weight in model.parameters():  # what still lies in the file would keep all of it mapped
+            if weight.dtype != torch.bfloat16:
+                weight.data = weight.data.clone()
     return model
 
 
@@ -92,7 +94,7 @@ def load(job: TrainingJob, kind: Any, dtype: Any, **given: Any) -> Any:
     return PeftModel.from_pretrained(model, str(start), is_trainable=True)
 
 
-def lora(job: TrainingJob, settings: TunedSettings, task: str = "CAUSAL_LM") -> LoraConfig | None:
+def lora(job: TrainingJob, settings: SFTSettings, task: str = "CAUSAL_LM") -> LoraConfig | None:
     """The adapter to add, `None` when there is one already or all weights are learned."""
     if settings.weights == "full" or (job.adapter and (Path(job.adapter) / CONFIG).is_file()):
         return None  # (all weights include an adapter's, which `start_model` merged)

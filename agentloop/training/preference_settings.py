@@ -10,17 +10,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from agentloop.training.guards import GuardSettings
 from agentloop.training.settings import Positive, SFTSettings
 
 
 class TunedSettings(SFTSettings):
-    """What the methods below share beyond fine-tuning."""
+    """Methods that see each row once by default."""
 
     epochs: float = Field(default=1.0, gt=0)
-    weights: Literal["lora", "full"] = "lora"
-    """What is learned: a low-rank adapter, or every weight of the base model."""
-    guards: GuardSettings = GuardSettings()
 
 
 class DPOSettings(TunedSettings):

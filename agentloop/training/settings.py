@@ -13,13 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agentloop.errors import UnknownName, UsageError
 from agentloop.records import Json
+from agentloop.training.guards import GuardSettings
 
 Positive = Annotated[int, Field(ge=1)]
 S = TypeVar("S", bound=BaseModel)
 
 
 class SFTSettings(BaseModel):
-    """Low-rank fine-tuning on chosen rows."""
+    """Fine-tuning on chosen rows, and what every other method shares with it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -46,6 +47,9 @@ class SFTSettings(BaseModel):
     on a CPU (a trainer of 135 M parameters then peaks below 3 GB) and 16384 on a GPU."""
     max_length: Positive = 2048
     """Rows with more tokens are left out and counted, never cut: a cut row loses its answer."""
+    weights: Literal["lora", "full"] = "lora"
+    """What is learned: a low-rank adapter, or every weight of the base model."""
+    guards: GuardSettings = GuardSettings()
 
 
 def sft_settings(given: Mapping[str, Json]) -> SFTSettings:

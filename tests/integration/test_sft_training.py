@@ -104,13 +104,14 @@ def _trainer(base: Path, tmp_path: Path, rows: list[Row]) -> tuple[Any, dict[str
     """The real trainer with a non-trivial adapter, and one padded batch of all rows."""
     import torch
 
-    from agentloop.training import sft
+    from agentloop.training import fit, sft
+    from agentloop.training.examples import example
     from agentloop.training.settings import sft_settings
 
     tokenizer = tokenizer_of(base)
-    examples = [sft.example(row, sft._renderer(tokenizer)) for row in rows]
+    examples = [example(row, fit.renderer(tokenizer)) for row in rows]
     given = job(base, tmp_path, rows)
-    trainer = sft._trainer(
+    trainer = sft.make_trainer(
         given, sft_settings(given.settings), examples, tokenizer, str(tmp_path / "scratch")
     )
     torch.manual_seed(1)
