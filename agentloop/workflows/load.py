@@ -57,6 +57,8 @@ class Loaded:
                     f"`{package}` (required by `{self.name}`)", f"pip install {package}"
                 )
         parts = [spec.tasks, spec.reward, spec.collect, spec.gate, *spec.lanes.values()]
+        if spec.probes is not None:
+            parts.append(spec.probes)
         if spec.scripted is not None:
             parts += [spec.scripted.tasks, spec.scripted.reward or spec.reward]
         for part in parts:

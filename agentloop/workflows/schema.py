@@ -45,10 +45,11 @@ class Decoding(_Strict):
 
 
 class HeldOut(_Strict):
-    """How many held-out tasks judge the final bundle, and how many of them each lane alone."""
+    """At most how many held-out tasks judge the final bundle, and how many others each lane alone.
+    The gate stops early where it can."""
 
-    n: int = Field(default=64, ge=1)
-    lanes: int = Field(default=32, ge=1)
+    n: int = Field(default=256, ge=1)
+    lanes: int = Field(default=64, ge=1)
 
 
 class Check(_Strict):
@@ -132,7 +133,10 @@ class Workflow(_Strict):
     collect: PartField = PartSpec(use="agentloop.lanes.collect:Explore")
     lanes: dict[Lanes, PartField] = Field(default_factory=dict)
     heldout: HeldOut = HeldOut()
-    gate: PartField = PartSpec(use="agentloop.gates.holdout:Holdout")
+    probes: PartField | None = None
+    """Tasks that a challenger must still solve where the champion does; a row with `expect: fail`
+    is one that nobody can, and passing it is proof of a fooled grader."""
+    gate: PartField = PartSpec(use="agentloop.gates.sequential:Sequential")
     budget: Budget = Budget()
     prices: dict[str, Price] = Field(default_factory=dict)
     concurrency: int = Field(default=64, ge=1, le=1024)
