@@ -68,7 +68,7 @@ class Pairs:
         given = len(self) + self.excluded
         if self.valid and 2 * len(self) >= given:
             return ""
-        return f"only {len(self)} of {given} pairs are valid{self.note}"
+        return f"only {len(self)} of {given} pairs are valid"
 
     @property
     def note(self) -> str:

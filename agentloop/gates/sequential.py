@@ -99,7 +99,7 @@ class Sequential:
 
     def _reason(self, stopped: str, pairs: Pairs, bets: dict[str, float], alpha: float) -> str:
         if pairs.too_few:
-            return pairs.too_few.removesuffix(pairs.note)
+            return pairs.too_few
         seen = f"{pairs.wins} won, {pairs.losses} lost of {len(pairs)}"
         grown = f"the bet on it grew {bets['better']:.3g}-fold, {1 / alpha:.3g} are needed"
         match stopped:

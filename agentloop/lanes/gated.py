@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from agentloop.errors import BudgetReached
 from agentloop.lanes.bench import Bench
-from agentloop.lanes.heldout import drawn
+from agentloop.lanes.heldout import SPARE, drawn
 from agentloop.records import Episode, Json, Task
 from agentloop.store.query import Query
 from agentloop.tasks.files import Jsonl
@@ -59,4 +59,4 @@ def held_out(bench: Bench) -> list[Task]:
     if isinstance(bench.tasks, Jsonl):
         return bench.tasks.draw(sys.maxsize, split="heldout", seed=bench.seed)
     gate = bench.gate_n if isinstance(bench, GatedBench) else 0
-    return drawn(bench.tasks, bench.run, max(HELD_OUT, gate))
+    return drawn(bench.tasks, bench.run, max(HELD_OUT // SPARE, gate))

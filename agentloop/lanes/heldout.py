@@ -21,7 +21,7 @@ from agentloop.store.archive import Archive
 from agentloop.store.query import Query
 from agentloop.tasks.split import fraction
 
-_SPARE = 2
+SPARE = 2
 """How many times the tasks wanted are drawn, so that both sides fill up."""
 
 
@@ -43,7 +43,7 @@ class HoldOut:
 
 def drawn(tasks: Tasks, cycle: str, n: int) -> list[Task]:
     """All that a cycle may look at of the held-out tasks when its gate wants `n` in all."""
-    return tasks.draw(_SPARE * n, split="heldout", seed=zlib.crc32(f"{cycle}/heldout".encode()))
+    return tasks.draw(SPARE * n, split="heldout", seed=zlib.crc32(f"{cycle}/heldout".encode()))
 
 
 def split(tasks: Tasks, cycle: str, *, n: int, lanes: int) -> HoldOut:

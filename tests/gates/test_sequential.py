@@ -68,10 +68,11 @@ def test_harm_stops_it() -> None:
 
 
 def test_no_effect_worth_the_trouble_stops_it() -> None:
-    verdict, _ = judged("1100" * 64, "1010" * 64)
+    marks = ("10" + RIGHT * 14) * 16, ("01" + RIGHT * 14) * 16
+    verdict, _ = judged(*marks)
     assert verdict.stopped == "futile" and 64 <= verdict.n < 256 and not verdict.passed
     assert verdict.evidence["below_min_effect"] >= 10 > verdict.evidence["better"]
-    surer, _ = judged("1100" * 64, "1010" * 64, Sequential(power=0.99))
+    surer, _ = judged(*marks, Sequential(power=0.99))
     assert surer.n > verdict.n  # gives up fewer of those that are good
 
 
