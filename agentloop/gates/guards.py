@@ -49,13 +49,13 @@ def measure(guards: Guards, pairs: Sequence[Pair]) -> tuple[dict[str, Json], str
     solved = [(a, b) for a, b in pairs if a.success and b.success]
     alike = [(a, b) for a, b in solved if _tools(a) == _tools(b)]
     priced = all(a.usage.usd > 0 for a, _ in solved)
-    spent = (lambda one: one.usage.usd) if priced else (lambda one: float(one.usage.tokens))
+    spent = _dollars if priced else _tokens
     figures: dict[str, Json] = {}
     objections = [
         _babble(guards, pairs, figures),
         _ratio(figures, "length", alike, (guards.length, guards.at_least), _sampled),
         _ratio(figures, "cost", solved, (guards.cost, guards.at_least), spent),
-        _ratio(figures, "latency", solved, (guards.latency, guards.at_least), lambda e: e.seconds),
+        _ratio(figures, "latency", solved, (guards.latency, guards.at_least), _seconds),
         _collapse(guards, solved, figures),
     ]
     return figures, next(filter(None, objections), "")
@@ -109,10 +109,13 @@ def _collapse(guards: Guards, solved: Sequence[Pair], figures: dict[str, Json]) 
     before, after = (_entropy(pair[side].answer for pair in solved) for side in (0, 1))
     expected = [pair[0].task.expected for pair in solved]
     apart = min(before, _entropy(map(repr, expected))) if None not in expected else before
+    tools: list[Json] = [
+        round(_entropy(_tools(pair[side]) for pair in solved), 3) for side in (0, 1)
+    ]
     figures["diversity"] = {
         "pairs": len(solved), "champion": round(before, 3), "challenger": round(after, 3),
         "told_apart": round(apart, 3),
-        "tools": [round(_entropy(_tools(pair[side]) for pair in solved), 3) for side in (0, 1)],
+        "tools": tools,
     }  # fmt: skip
     if guards.diversity is None or len(solved) < guards.at_least or apart < 1:
         return ""
@@ -153,6 +156,18 @@ def _of_model(episode: Episode) -> Iterator[Node]:
 
 def _sampled(episode: Episode) -> float:
     return float(episode.usage.completion_tokens)
+
+
+def _tokens(episode: Episode) -> float:
+    return float(episode.usage.tokens)
+
+
+def _dollars(episode: Episode) -> float:
+    return episode.usage.usd
+
+
+def _seconds(episode: Episode) -> float:
+    return episode.seconds
 
 
 def _tools(episode: Episode) -> tuple[tuple[str, ...], ...]:

@@ -7,7 +7,7 @@ their keys are the fields of the part and are checked when it is built (`load.bu
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -229,7 +229,11 @@ def _short(value: object) -> str:
 
 
 def _keys(model: type[Any], path: list[str]) -> list[str]:
-    fields: Any = getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {})
+    inner: Any = model
+    for name in path:  # a part inside a part, such as a gate's guards
+        held = getattr(inner, "__dataclass_fields__", {}).get(name)
+        inner = type(held.default) if held and is_dataclass(held.default) else inner
+    fields: Any = getattr(inner, "model_fields", None) or getattr(inner, "__dataclass_fields__", {})
     names = {
         "limits": Limits.__dataclass_fields__, "budget": Budget.__dataclass_fields__,
         "decoding": Decoding.model_fields, "heldout": HeldOut.model_fields,

@@ -57,7 +57,8 @@ def test_twice_the_length_is_refused_where_both_succeed() -> None:
 
 def test_a_tool_where_there_was_a_guess_is_not_length() -> None:
     def with_tool(task: Task) -> Episode:
-        call = Message(role="assistant", content="", tool_calls=(ToolCall(id="1", name="python", arguments={}),))
+        used = ToolCall(id="1", name="python", arguments={})
+        call = Message(role="assistant", content="", tool_calls=(used,))
         told = spoken(task, True, f"Answer: {task.id}", tokens=150)
         nodes = (
             Node(parent=None, message=call, sampled=True), *told.trajectories[0].nodes,

@@ -124,3 +124,10 @@ def test_any_text_is_data_or_one_sentence(text: str) -> None:
             read_yaml(path)
         except UsageError as error:
             assert "\n" not in str(error)
+
+
+def test_a_wrong_key_of_a_part_inside_a_part_names_the_nearest(tmp_path: Path) -> None:
+    tiny_workflow.make(tmp_path)
+    gate: Json = {"use": "agentloop.gates.sequential:Sequential", "guards": {"lenght": 2}}
+    with pytest.raises(UnknownName, match="did you mean `length`"):
+        load("tiny", space(tmp_path), {"gate": gate}).check()
