@@ -48,7 +48,7 @@ def measure(guards: Guards, pairs: Sequence[Pair]) -> tuple[dict[str, Json], str
         return {"not_finite": broken}, f"{broken} of {len(pairs)} episodes have no finite log-probs"
     solved = [(a, b) for a, b in pairs if a.success and b.success]
     alike = [(a, b) for a, b in solved if _tools(a) == _tools(b)]
-    priced = all(a.usage.usd > 0 for a, _ in solved)
+    priced = all(a.usage.usd > 0 and b.usage.usd > 0 for a, b in solved)
     spent = _dollars if priced else _tokens
     figures: dict[str, Json] = {}
     objections = [

@@ -76,6 +76,8 @@ class Loaded:
             limits.add("fallbacks")
         if not self.spec.command:
             limits.add("command")
+        if self.spec.probes is None:
+            limits.add("probes")
         state.update(self.spec.model_dump_json(exclude=prose | limits).encode())
         for path in sorted(self.folder.iterdir()):
             of_agent = f"./{path.name}" in self.spec.command
