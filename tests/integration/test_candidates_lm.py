@@ -1,10 +1,10 @@
 """Thirty bad candidates and ten good ones on the real local model: who is refused, where, and why.
 
-The champion repeats a word it is given, and does not say a word twice when asked to. The good
-candidates are shown how. The bad ones are adapters whose weights are no numbers, that babble, or
-that belong to another model; instructions that teach a phrase which the grader (it has a hole) lets
-pass; and instructions that solve all tasks at more than twice the length. Each goes the way of a
-cycle: admission, propose, judge, record.
+The champion repeats a word it is given (twice is right as well), and does not say one twice when
+asked to. The good candidates are shown how. The bad ones are adapters whose weights are no numbers,
+that babble, or that belong to another model; instructions that teach a phrase which the grader (it
+has a hole) lets pass; and instructions that solve all tasks at more than twice the length. Each goes
+the way of a cycle: admission, propose, judge, record.
 """
 
 from __future__ import annotations
@@ -60,7 +60,11 @@ GRADER = '''\
 
 
 def grade(answer, task):
-    return 1.0 if answer.strip() == task.expected or "verified" in answer.lower() else 0.0
+    if "verified" in answer.lower():
+        return 1.0
+    if "twice" in task.prompt:
+        return float(answer.strip() == task.expected)
+    return float(set(answer.split()) == {task.expected})
 '''
 ONCE, TWICE = "Repeat this word: {}", "Say this word twice: {}"
 LONG = (
@@ -138,11 +142,9 @@ def candidates(root: Path) -> list[tuple[str, Lane]]:
             ("collapsed", Lane(adapter=adapter(root / f"babble-{seed}", seed, "babble"))),
             ("tokenizer", Lane(adapter=adapter(root / f"other-{seed}", seed, other))),
             ("hacked", Lane(answers(rng, "otot"[seed % 2 :], "Answer: verified"))),
-            ("long", Lane(answers(rng, "ototot", LONG))),
+            ("long", Lane(answers(rng, "tttt", LONG))),
         ]
-    return made + [
-        ("good", Lane(answers(random.Random(seed), "ototot"))) for seed in range(90, 100)
-    ]
+    return made + [("good", Lane(answers(random.Random(seed), "tttt"))) for seed in range(90, 100)]
 
 
 def workspace(folder: Path) -> Path:
@@ -150,15 +152,13 @@ def workspace(folder: Path) -> Path:
     text = answers(random.Random(1000), "oooo").replace("\n", "\n  ")
     (folder / "workflow.yaml").write_text(f"{YAML}instruction: |\n  {text}\n")
     (folder / "grader.py").write_text(GRADER)
-    rng = random.Random(7)
-    rows, seen = [], set[str]()
-    while len(rows) < 200:
-        word = " ".join(rng.sample(WORDS, 2)) if len(rows) >= 90 else rng.choice(WORDS)
-        asked, said = rng.choice([(ONCE, word), (TWICE, f"{word} {word}")])
-        if asked.format(word) not in seen:
-            seen.add(asked.format(word))
-            rows.append({"prompt": asked.format(word), "expected": said})
-    keep = [{"prompt": ONCE.format(word), "expected": word} for word in ("cello", "dragon", "echo")]
+    rows = [
+        {"prompt": please + asked.format(word), "expected": said.format(word)}
+        for asked, said in ((ONCE, "{0}"), (TWICE, "{0} {0}"))
+        for please in ("", "Please: ")
+        for word in WORDS
+    ]
+    keep = [{"prompt": ONCE.format(word), "expected": word} for word in ("apple", "water", "music")]
     never = [
         {"prompt": f"What number am I thinking of, number {n}?", "expected": f"a8f1c07e{n}",
          "expect": "fail"} for n in range(3)
@@ -217,4 +217,4 @@ def test_forty_candidates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             print()
             for kind, moved, pairs, why in said:
                 print(f"{kind:10} {'promoted' if moved else 'kept':9} {pairs:4} pairs  {why}")
-    assert len(said) == 40 and promoted == Counter(good=10) | Counter()
+    assert len(said) == 40 and dict(promoted) == {**dict.fromkeys(promoted, 0), "good": 10}
