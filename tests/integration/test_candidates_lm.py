@@ -3,8 +3,8 @@
 The champion repeats a word it is given (twice is right as well), and does not say one twice when
 asked to. The good candidates are shown how. The bad ones are adapters whose weights are no numbers,
 that babble, or that belong to another model; instructions that teach a phrase which the grader (it
-has a hole) lets pass; and instructions that solve all tasks at more than twice the length. Each goes
-the way of a cycle: admission, propose, judge, record.
+has a hole) lets pass; and instructions that solve all tasks at more than twice the length. Each
+goes the way of a cycle: admission, propose, judge, record.
 """
 
 from __future__ import annotations
