@@ -12,15 +12,18 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from agentloop.errors import (
     AgentLoopError,
     BudgetReached,
     ModelError,
+    PolicyError,
     ServerError,
     StoreError,
     UsageError,
 )
+from agentloop.lanes import heldout
 from agentloop.lanes.decide import Decision, Judge
 from agentloop.records import Json, Proposal, content_id
 from agentloop.store.archive import Archive
@@ -77,7 +80,7 @@ async def cycle(kit: Kit) -> Report:
     """Run (or finish) the kit's cycle and return its report."""
     bench = kit.bench
     started = time.monotonic()
-    heldout = bench.tasks.draw(kit.heldout_n, split="heldout", seed=bench.seed)
+    tasks = heldout.split(bench.tasks, kit.cycle_id, n=kit.heldout_n, lanes=kit.lane_n)
     async with leased(bench.archive.log, f"cycle/{kit.name}") as fence:
         body: dict[str, Json] = {"workflow": kit.name, "seed": bench.seed, "plan": kit.plan}
         bench.archive.add_event("cycle", kit.cycle_id, kit.name, body)
@@ -85,7 +88,9 @@ async def cycle(kit: Kit) -> Report:
         bench.champion = str(champion)
         await step(kit, "collect", lambda: kit.collector.collect(bench))
         proposals = [await propose(kit, name) for name in kit.lanes]
-        decision = await Judge(bench, kit.gate, heldout, kit.lane_n).decide(proposals)
+        ids = [task.id for task in tasks.final]
+        tasks = replace(tasks, use=heldout.use_of(bench.archive, kit.name, kit.cycle_id, ids))
+        decision = await Judge(bench, kit.gate, tasks, kit.probes).decide(proposals)
         record(kit, decision, fence)
         cost = Cost(
             usd=kit.meter.total.usd,
@@ -105,6 +110,8 @@ async def propose(kit: Kit, name: str) -> Proposal:
         started = time.monotonic()
         try:
             proposal = to_json(await kit.lanes[name].propose(kit.bench))
+        except PolicyError as error:
+            proposal = {"lane": name, "state": "failed", "reason": str(error)}
         except (BudgetReached, ModelError, ServerError, StoreError, UsageError):
             raise
         except AgentLoopError as error:
@@ -128,10 +135,8 @@ def record(kit: Kit, decision: Decision, fence: Fence) -> None:
     """Every verdict into the log, and the promotion with it; a holder that lost its lease, or a
     champion that was moved meanwhile, promotes nothing."""
     archive = kit.bench.archive
-    for verdict in (*decision.alone.values(), decision.joint, *decision.without.values(),
-                    decision.final):  # fmt: skip
-        if verdict is not None:
-            archive.add_verdict(verdict, kit.cycle_id)
+    for verdict in decision.verdicts:
+        archive.add_verdict(verdict, kit.cycle_id, scope=kit.name)
     serving = archive.alias(kit.alias)
     promoted = decision.final is not None and decision.final.passed
     if not promoted or serving is None or serving.bundle == decision.bundle:

@@ -13,6 +13,7 @@
     ├── GraderError              exit 1   a grader raised or gave no valid score; never a silent 0
     ├── TrainingError            exit 1   a trainer process ended without a result
     └── ServerError              exit 1   a model server did not start or died
+        └── PolicyError          exit 1   a policy that no server can serve
 
 The command line turns each into one sentence and an exit code; nothing here prints.
 """
@@ -124,3 +125,8 @@ class TrainingError(AgentLoopError):
 
 class ServerError(AgentLoopError):
     """A model server did not start in time, or died."""
+
+
+class PolicyError(ServerError):
+    """A policy that cannot serve: its weights are no numbers, or the server refused it. It is the
+    policy's fault, so a challenger that has it is refused and the champion stays."""

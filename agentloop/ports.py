@@ -162,9 +162,9 @@ class Gate(Protocol):
 
     async def judge(
         self, subject: str, *, champion: str, challenger: str, tasks: Sequence[Task],
-        evaluate: Evaluate,
+        evaluate: Evaluate, share: float = 1.0,
     ) -> Verdict:  # fmt: skip
-        """Compare two bundles on the same tasks."""
+        """Compare two bundles on the same tasks, with `share` of the gate's alpha."""
         ...
 
 

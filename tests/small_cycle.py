@@ -42,7 +42,7 @@ def write(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "workflow.yaml").write_text(WORKFLOW)
     shutil.copy(Path(start.__file__).parent / "starter" / "grader.py", folder)
-    write_rows(folder / "rules.jsonl", 60, rules=8, needs=2)
+    write_rows(folder / "rules.jsonl", 100, rules=8, needs=2)
     return folder
 
 

@@ -18,7 +18,7 @@ lanes:
     minibatch: 3, proposals: 1, patience: 1, operators: [reflect]}
   skills: agentloop.lanes.skills:InduceSkills
   policy: agentloop.lanes.policy:RejectionSampling
-heldout: {n: 12, lanes: 12}
+heldout: {n: 24, lanes: 12}
 scripted:
   tasks: {use: agentloop.tasks.files:Jsonl, path: ./tasks.jsonl}
   replies: ./parts.py:replies
@@ -57,7 +57,7 @@ def make(root: Path, *, yaml: str = YAML, parts: str = PARTS, name: str = "tiny"
             "id": f"{split}-{n}", "prompt": f"Multiply {n} by {n + 50}.",
             "expected": str(n * (n + 50)), "family": "products", "split": split,
         }
-        for split, count, first in (("train", 24, 10), ("heldout", 12, 70))
+        for split, count, first in (("train", 24, 10), ("heldout", 40, 70))
         for n in range(first, first + count)
     ]  # fmt: skip
     (folder / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -173,20 +173,21 @@ def decisions(
 
 def _decided(title: str, verdicts: Sequence[Verdict], *, reasons: bool) -> None:
     rows = [
-        (_subject(v), "✓ passed" if v.passed else "✗ no", v.n,
+        (_subject(v), "✓ passed" if v.passed else "✗ no", v.stopped,
+         f"{v.n} of {v.planned}" if v.planned > v.n else v.n,
          f"{100 * v.champion_rate:.0f} → {show.percent(v.challenger_rate)}",
          f"{show.points(v.effect)} ({show.points(v.ci95[0])} to {show.points(v.ci95[1])})",
          f"{v.p:.1g}", f"×{v.tokens_ratio:.2f}")
         for v in verdicts
     ]  # fmt: skip
-    columns = ["subject", "verdict", "n", "solved", "effect, 95 % CI", "p", "tokens"]
+    columns = ["subject", "verdict", "why", "n", "solved", "effect, 95 % CI", "p", "tokens"]
     _table(title, columns, rows)
     if reasons:
         show.console().print(show.pairs((_subject(v), v.reason) for v in verdicts))
 
 
 def _subject(verdict: Verdict) -> str:
-    return verdict.subject.replace("joint-without-", "no ")
+    return "final" if verdict.final else verdict.subject.replace("joint-without-", "no ")
 
 
 def _artifacts(noun: _Noun, id: str | None, home: Path | None, as_json: bool) -> int:

@@ -32,6 +32,8 @@ class RollsOut(Protocol):
 
 def cycle_plan(loaded: Loaded) -> list[Stage]:
     """Upper bounds per stage, from the workflow's numbers and its parts' defaults."""
+    from agentloop.workflows.assemble import probes
+
     spec = loaded.spec
 
     def rollouts(spec: PartSpec) -> int:
@@ -41,10 +43,11 @@ def cycle_plan(loaded: Loaded) -> list[Stage]:
     stages = [Stage("collect", rollouts(spec.collect), "the champion practises on training tasks")]
     for name, lane in spec.lanes.items():
         stages.append(Stage(name, rollouts(lane), lane.use.rpartition(":")[2]))
-    lanes = len(spec.lanes)
-    comparisons = (1 + lanes + (1 + lanes if lanes > 1 else 0)) * spec.heldout.lanes
-    what = "each lane alone, all together, each left out"
-    return [*stages, Stage("gate", comparisons + 2 * spec.heldout.n, what)]
+    # The champion, each lane alone and every union of them there can be.
+    choosing = 2 ** len(spec.lanes) * spec.heldout.lanes
+    deciding = 2 * (spec.heldout.n + len(probes(loaded)))
+    what = "each lane alone, all together, each left out; then the one that remains"
+    return [*stages, Stage("gate", choosing + deciding, what)]
 
 
 def print_run_plan(session: Session, rollouts: int) -> int:

@@ -30,10 +30,14 @@ def print_report(session: Session, report: Report) -> None:
         low, high = held.ci95
         line.append(
             f"  ({show.points(held.effect)} points, 95 % CI {show.points(low)} to "
-            f"{show.points(high)}, p = {held.p:.2g}, n = {held.n})",
+            f"{show.points(high)}, p = {held.p:.2g}, n = {held.n} of {held.planned})",
             style="dim",
         )
     out.print(line)
+    if held.reason:
+        show.tell(held.reason, style="dim")
+    if held.note:
+        show.tell(f"note: {held.note}", style="yellow")
     columns = ["lane", "state", "effect", "95 % CI", "p", "tokens", "seconds"]
     out.print()
     out.print(show.table("each lane alone", columns, [
@@ -69,14 +73,16 @@ def _interval(ci95: tuple[float, float] | None) -> str:
 
 
 def family_table(session: Session, report: Report) -> object | None:
-    """Success per family: champion, each lane alone, all together."""
+    """Success per family: champion and all together on the tasks that decided, each lane alone on
+    others."""
     verdicts: dict[str, Verdict] = {}
     for verdict in session.archive.verdicts(report.cycle):
         verdicts[verdict.subject] = verdict  # the last `joint` is the final comparison
     if "joint" not in verdicts:
         return None
     columns = [name for name in ("instructions", "skills", "policy", "joint") if name in verdicts]
-    family = families(session, [task for task, _, _ in verdicts["joint"].outcomes], report)
+    tasks = [task for name in columns for task, _, _ in verdicts[name].outcomes]
+    family = families(session, tasks, report)
     rows = []
     for name in sorted(set(family.values())):
         row: list[object] = [name, _rate(verdicts["joint"], family, name, side=1)]

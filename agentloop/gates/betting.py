@@ -17,6 +17,8 @@ import numpy as np
 FRACTIONS = np.arange(1, 20) / 20
 """Of the most that can be bet without ever owing; small ones find small effects, large ones large
 effects soon."""
+_MOST = 700.0
+"""exp of it is finite, which is enough for everyone."""
 
 
 def wealth(differences: Sequence[float], *, null: float = 0.0) -> list[float]:
@@ -31,5 +33,34 @@ def wealth(differences: Sequence[float], *, null: float = 0.0) -> list[float]:
     # The worst that can happen is a difference of -1, which costs bet * (1 + null).
     bets = FRACTIONS / (1 + null)
     grown = np.cumsum(np.log1p(np.outer(bets, values - null)), axis=1)
-    with np.errstate(over="ignore"):  # a worth above 1e308 is enough for everyone
-        return [float(one) for one in np.exp(grown).mean(axis=0)]
+    return [float(one) for one in np.exp(np.minimum(grown, _MOST)).mean(axis=0)]
+
+
+def evidence(differences: Sequence[float], *, null: float = 0.0) -> float:
+    """The most that the stake was ever worth, at least 1. Its inverse is a p-value that may be
+    looked at any time."""
+    return max([1.0, *wealth(differences, null=null)])
+
+
+def interval(differences: Sequence[float], *, alpha: float = 0.05) -> tuple[float, float]:
+    """Where the mean lies with a confidence of 1 - `alpha`, however it was decided when to stop:
+    all null values against which neither side's stake is worth 2 / `alpha` (the same paper, section
+    4.2). It always holds the observed mean; without differences it is (-1, 1)."""
+    return (
+        _least(differences, alpha / 2),
+        -_least([-one for one in differences], alpha / 2),
+    )
+
+
+def _least(differences: Sequence[float], alpha: float) -> float:
+    """The largest null that is refuted, by halving: the stake's worth falls as the null rises."""
+    if not differences:
+        return -1.0
+    low, high = -1.0, float(np.mean(differences))
+    while high - low > 5e-4:
+        middle = (low + high) / 2
+        if wealth(differences, null=middle)[-1] >= 1 / alpha:
+            low = middle
+        else:
+            high = middle
+    return low

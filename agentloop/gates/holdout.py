@@ -1,38 +1,19 @@
-"""The gate: champion and challenger on the same held-out tasks, pair by pair.
+"""The gate of a fixed size: champion and challenger on all the tasks given, pair by pair.
 
 In: two bundles, tasks, and `evaluate`, which rolls them out. Out: a `Verdict` with its raw numbers.
 A challenger passes in one of two ways: it is *better* (an exact test on the pairs of which only one
-is right), or it is *cheaper* and not worse.
+is right), or it is *cheaper* and not worse. `gates.sequential` asks the same and stops early.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from agentloop.errors import UsageError
 from agentloop.gates.exact import difference_ci95, sign_test
+from agentloop.gates.guards import Guards
+from agentloop.gates.pairs import Pairs, distinct, guarded, in_range, paired
 from agentloop.ports import Evaluate, part
-from agentloop.records import Episode, Task, Verdict
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """What was comparable: (champion, challenger) episodes, and how many pairs were not."""
-
-    valid: tuple[tuple[Episode, Episode], ...]
-    excluded: int
-
-    def count(self, champion: bool, challenger: bool) -> int:
-        return sum((a.success, b.success) == (champion, challenger) for a, b in self.valid)
-
-    @property
-    def tokens_ratio(self) -> float:
-        """Challenger tokens per champion token; 1 when the champion used none, for then there is
-        nothing to save."""
-        champion = sum(a.usage.tokens for a, _ in self.valid)
-        challenger = sum(b.usage.tokens for _, b in self.valid)
-        return challenger / champion if champion else 1.0
+from agentloop.records import Task, Verdict
 
 
 @part
@@ -45,85 +26,53 @@ class Holdout:
     than -`noninferiority`, and no sign of harm in the one-sided exact test (p of "worse" >=
     `alpha`). The margin is on the observed effect, not on the interval, which at these n is wider
     than 2 points.
-    Neither when the champion was scored in fewer than half of the pairs.
+    Neither when the champion was scored in fewer than half of the pairs, or a guard objects.
     """
 
     alpha: float = 0.05
     min_effect: float = 0.0
     noninferiority: float = 0.02
     tokens_saving: float = 0.2
+    guards: Guards = Guards()
 
     async def judge(
         self, subject: str, *, champion: str, challenger: str, tasks: Sequence[Task],
-        evaluate: Evaluate,
+        evaluate: Evaluate, share: float = 1.0,
     ) -> Verdict:  # fmt: skip
         """Roll out both bundles (an `evaluate` that remembers the champion pays once) and compare.
         Raises `UsageError` for a setting out of range, no tasks, or a task id given twice."""
-        chosen = self._chosen(tasks)
+        in_range(self.alpha, self.min_effect, self.noninferiority, self.tokens_saving)
+        chosen = distinct(tasks)
         before = await evaluate(champion, chosen)
-        after = await evaluate(challenger, chosen)
-        pairs = _paired(chosen, before, after)
-        wins, losses = pairs.count(False, True), pairs.count(True, False)
-        both, neither = pairs.count(True, True), pairs.count(False, False)
-        n = len(pairs.valid)
-        effect = (wins - losses) / n if n else 0.0
-        passed, reason = self._decide(pairs, wins, losses, effect)
-        return Verdict(
-            subject=subject,
-            champion=champion,
-            challenger=challenger,
-            n=n,
-            champion_rate=(both + losses) / n if n else 0.0,
-            challenger_rate=(both + wins) / n if n else 0.0,
-            effect=effect,
-            ci95=difference_ci95(both, wins, losses, neither),
-            p=sign_test(wins, losses),
-            tokens_ratio=pairs.tokens_ratio,
-            passed=passed,
-            reason=reason,
-            outcomes=tuple((a.task.id, int(a.success), int(b.success)) for a, b in pairs.valid),
-        )
+        pairs = paired(chosen, before, await evaluate(challenger, chosen))
+        alpha = self.alpha * share
+        stopped, reason = self._decide(pairs, alpha)
+        verdict = Verdict(
+            subject=subject, champion=champion, challenger=challenger,
+            ci95=difference_ci95(
+                pairs.count(True, True), pairs.wins, pairs.losses, pairs.count(False, False)
+            ),
+            p=sign_test(pairs.wins, pairs.losses), alpha=alpha, planned=len(chosen),
+            passed=stopped in ("better", "cheaper"), stopped=stopped, reason=reason + pairs.note,
+            **pairs.facts(),
+        )  # fmt: skip
+        return guarded(verdict, pairs, self.guards)
 
-    def _decide(self, pairs: _Pairs, wins: int, losses: int, effect: float) -> tuple[bool, str]:
-        n, p, ratio = len(pairs.valid), sign_test(wins, losses), pairs.tokens_ratio
-        note = f" ({pairs.excluded} pairs excluded: infrastructure)" if pairs.excluded else ""
-        if 2 * n < n + pairs.excluded or n == 0:
-            return False, f"only {n} of {n + pairs.excluded} pairs are valid{note}"
-        if effect > 0 and effect >= self.min_effect and p < self.alpha:
-            return True, f"better: {wins} won, {losses} lost of {n}, p = {p:.2g}{note}"
+    def _decide(self, pairs: Pairs, alpha: float) -> tuple[str, str]:
+        """(`better`, `cheaper`, `worse` or `limit`; a sentence)."""
+        if pairs.too_few:
+            return "limit", pairs.too_few
+        wins, losses, n, ratio = pairs.wins, pairs.losses, len(pairs), pairs.tokens_ratio
+        effect, p = pairs.effect, sign_test(wins, losses)
+        if effect > 0 and effect >= self.min_effect and p < alpha:
+            return "better", f"better: {wins} won, {losses} lost of {n}, p = {p:.2g}"
         harm = sign_test(wins, losses, "less")
         cheaper = ratio <= 1 - self.tokens_saving
-        if cheaper and effect >= -self.noninferiority and harm >= self.alpha:
-            return True, f"cheaper: {ratio:.0%} of the tokens, effect {effect:+.1%}{note}"
+        if cheaper and effect >= -self.noninferiority and harm >= alpha:
+            return "cheaper", f"cheaper: {ratio:.0%} of the tokens, effect {effect:+.1%}"
         why = f"{wins} won, {losses} lost of {n}, p = {p:.2g}, {ratio:.0%} of the tokens"
-        if effect > 0 and p < self.alpha:
-            return False, f"gain below {self.min_effect:.1%}: {why}{note}"
-        return False, f"{'worse' if harm < self.alpha else 'no proven gain'}: {why}{note}"
-
-    def _chosen(self, tasks: Sequence[Task]) -> list[Task]:
-        rates = (self.min_effect, self.noninferiority, self.tokens_saving)
-        if not 0 < self.alpha < 1 or not all(0 <= rate < 1 for rate in rates):
-            raise UsageError(
-                "a setting of the gate is out of range; alpha lies between 0 and 1, "
-                "min_effect, noninferiority and tokens_saving from 0 to below 1"
-            )
-        chosen = list(tasks)
-        if not chosen:
-            raise UsageError("the gate has no held-out tasks; add some to the source of tasks")
-        if len({task.id for task in chosen}) < len(chosen):
-            raise UsageError("the gate was given a task id twice; ids of tasks must differ")
-        return chosen
-
-
-def _paired(tasks: Sequence[Task], before: list[Episode], after: list[Episode]) -> _Pairs:
-    """Pairs in which the champion was scored. A challenger that failed where the champion did not
-    counts as wrong, whatever the reason: dropping those pairs would promote a bundle whose prompt
-    overflows the context or runs into the time limit."""
-    champion = {episode.task.id: episode for episode in before if episode.score is not None}
-    challenger = {episode.task.id: episode for episode in after}
-    valid = tuple(
-        (champion[task.id], challenger[task.id])
-        for task in tasks
-        if task.id in champion and task.id in challenger
-    )
-    return _Pairs(valid, len(tasks) - len(valid))
+        if effect > 0 and p < alpha:
+            return "limit", f"gain below {self.min_effect:.1%}: {why}"
+        if harm < alpha:
+            return "worse", f"worse: {why}"
+        return "limit", f"no proven gain: {why}"

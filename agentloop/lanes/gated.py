@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from agentloop.errors import BudgetReached
 from agentloop.lanes.bench import Bench
+from agentloop.lanes.heldout import SPARE, drawn
 from agentloop.records import Episode, Json, Task
 from agentloop.store.query import Query
 from agentloop.tasks.files import Jsonl
@@ -29,7 +30,7 @@ class GatedBench(Bench):
     """The bench of a workflow."""
 
     gate_n: int = 0
-    """Held-out tasks that its gate draws."""
+    """Held-out tasks that its gate wants, those for single lanes included."""
 
     def _afford(self, rollouts: int) -> None:
         """As a `Bench`, but an episode that was cut out of another was never rolled out."""
@@ -58,4 +59,4 @@ def held_out(bench: Bench) -> list[Task]:
     if isinstance(bench.tasks, Jsonl):
         return bench.tasks.draw(sys.maxsize, split="heldout", seed=bench.seed)
     gate = bench.gate_n if isinstance(bench, GatedBench) else 0
-    return bench.tasks.draw(max(HELD_OUT, gate), split="heldout", seed=bench.seed)
+    return drawn(bench.tasks, bench.run, max(HELD_OUT // SPARE, gate))

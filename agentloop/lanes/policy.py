@@ -15,6 +15,7 @@ from agentloop.datasets.manifest import freeze, rows_path
 from agentloop.datasets.rows import sft_rows
 from agentloop.datasets.select import Selection
 from agentloop.lanes.bench import Bench
+from agentloop.lanes.gated import held_out
 from agentloop.ports import part
 from agentloop.records import Bundle, Dataset, Episode, Json, Proposal, TrainingJob, content_id
 from agentloop.skills.induce import cluster
@@ -61,7 +62,7 @@ class RejectionSampling:
         groups = cluster(episodes, bench.embedder)
         kind = {one.id: number for number, group in enumerate(groups) for one in group}
         tooled = Selection(require_tool_call=True, cap_per_group=self.per_cluster)
-        heldout = bench.tasks.draw(64, split="heldout", seed=bench.seed)
+        heldout = held_out(bench)
         found = tooled.choose(episodes, held_out=heldout, group=lambda one: kind.get(one.id))
         if found:
             return found

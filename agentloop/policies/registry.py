@@ -16,6 +16,7 @@ from pathlib import Path
 
 from agentloop.errors import StoreError, UnknownName, UsageError
 from agentloop.files import new_directory, read_manifest, sha256_of, write_manifest
+from agentloop.policies.finite import check_finite
 from agentloop.records import Policy, TrainingResult, artifact_id
 from agentloop.trajectories import codec
 
@@ -40,7 +41,8 @@ class Policies:
         """Copy an adapter or a whole model in and return its record. The same weights for the same
         base and role are the same policy, whose first record stays.
 
-        Raises `StoreError` when the weights are not what the trainer reported.
+        Raises `StoreError` when the weights are not what the trainer reported, `PolicyError` when
+        they are not all finite numbers.
         """
         source = Path(result.adapter)
         files = files_of(source)
@@ -49,6 +51,7 @@ class Policies:
                 raise StoreError(f"`{source / name}` is missing; train the policy again")
         if sha256_of(source / files[1]) != result.sha256:
             raise StoreError(f"`{source / files[1]}` is not what the trainer wrote (sha256)")
+        check_finite(source / files[1])
         policy = Policy(
             base=base,
             sha256=result.sha256,

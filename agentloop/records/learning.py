@@ -190,6 +190,23 @@ class Verdict:
     reason: str
     outcomes: tuple[tuple[str, int, int], ...] = ()
     """(task id, champion right, challenger right) per pair."""
+    excluded: int = 0
+    """Pairs left out because the champion was not scored."""
+    planned: int = 0
+    """Pairs that there would have been without stopping early."""
+    stopped: str = ""
+    """Why it ended: `better`, `cheaper`, `worse`, `futile` (too small to matter), `limit` (all
+    tasks used) or `refused` (by a guard, or the bundle could not be served)."""
+    alpha: float = 0.0
+    """The level it was tested at, its share of the gate's."""
+    evidence: dict[str, float] = field(default_factory=dict)
+    """The most that the stake of each bet was worth; empty for a test of a fixed size."""
+    guards: dict[str, Json] = field(default_factory=dict)
+    """Raw numbers of the guards, by name."""
+    final: bool = False
+    """Whether this one decided about the promotion."""
+    use: int = 0
+    """The how-manieth cycle this is whose final verdict used some of these tasks."""
 
 
 @record

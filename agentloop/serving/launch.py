@@ -21,7 +21,7 @@ from pathlib import Path
 
 import aiohttp
 
-from agentloop.errors import ServerError
+from agentloop.errors import PolicyError, ServerError
 from agentloop.records import Endpoint, Json
 from agentloop.trajectories.redact import Redactor
 from agentloop.trajectories.redacted_log import RedactedLog
@@ -148,7 +148,8 @@ class LocalServer(ABC):
     async def load_policy(self, name: str, path: Path) -> None:
         """Serve the adapter at `path` as model `name`; idempotent (the last path wins).
 
-        Raises `ServerError` when the adapter is refused or the server does not run.
+        Raises `PolicyError` when the adapter is refused, another `ServerError` when the server does
+        not run.
         """
         body: dict[str, Json] = {"lora_name": name, "lora_path": str(path.resolve())}
         await self._order("load_lora_adapter", body, f"the adapter {name} cannot be served")
@@ -164,7 +165,8 @@ class LocalServer(ABC):
         self._served.discard(name)
 
     async def _order(self, path: str, body: dict[str, Json], refused: str) -> None:
-        """POST one order; `ServerError` (`refused`, and what the server said) unless it is 200."""
+        """POST one order. `PolicyError` (`refused`, and what the server said) when the server finds
+        fault with it, `ServerError` when it fails otherwise."""
         if self._endpoint is None or self.pid is None:
             raise ServerError(f"the {self.title} does not run; start it first")
         timeout = aiohttp.ClientTimeout(total=_ASK_SECONDS)
@@ -174,7 +176,8 @@ class LocalServer(ABC):
                 session.post(f"{self._endpoint.base_url}/{path}", json=body) as answer,
             ):
                 if answer.status != 200:
-                    raise ServerError(f"{refused}: {_said(await answer.text())}")
+                    kind = PolicyError if answer.status in (400, 404) else ServerError
+                    raise kind(f"{refused}: {_said(await answer.text())}")
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ServerError(f"the {self.title} does not answer: {error}") from error
 

@@ -6,9 +6,9 @@ closes servers, sandboxes and connections however it ends.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,7 @@ from agentloop.records import (
     Json,
     Proposal,
     Sampling,
+    Task,
     artifact_id,
     content_id,
 )  # fmt: skip
@@ -43,6 +44,7 @@ from agentloop.serving.vllm import VllmServer, find_python
 from agentloop.serving.weights import SMOLLM2
 from agentloop.store.archive import Archive
 from agentloop.store.embed import WordLlamaEmbedder
+from agentloop.tasks.files import Jsonl
 from agentloop.tasks.spec import from_spec
 from agentloop.tools.code import PythonTool
 from agentloop.tools.spec import tool
@@ -56,6 +58,8 @@ from agentloop.workflows.schema import PartSpec, Workflow
 from agentloop.workflows.seconds import counted
 from agentloop.workspace import Workspace, model_cache
 
+PROBES = 64
+"""At most so many are shown to each of two bundles."""
 _TYPICAL_PROMPT, _TYPICAL_REPLY = 600, 150
 """Tokens a call, for a price before the first one; an order of magnitude, said as such."""
 
@@ -103,6 +107,8 @@ class Kit:
     heldout_n: int
     lane_n: int
     plan: str
+    probes: Sequence[Task] = ()
+    """What a challenger must not lose, and what nobody can solve."""
 
     @property
     def cycle_id(self) -> str:
@@ -194,13 +200,13 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
             workflow=loaded.name, run=options.run, seed=options.seed,
             champion=seed_champion(loaded, archive), progress=options.progress,
             concurrency=spec.concurrency,
-            max_rollouts=spec.budget.rollouts, gate_n=spec.heldout.n,
+            max_rollouts=spec.budget.rollouts, gate_n=spec.heldout.n + spec.heldout.lanes,
         )  # fmt: skip
         yield Kit(
             name=loaded.name, bench=bench, collector=loaded.build(spec.collect),
             lanes={name: loaded.build(part) for name, part in spec.lanes.items()},
             gate=loaded.build(spec.gate), meter=meter, heldout_n=spec.heldout.n,
-            lane_n=min(spec.heldout.lanes, spec.heldout.n), plan=options.plan,
+            lane_n=spec.heldout.lanes, plan=options.plan, probes=probes(loaded),
         )  # fmt: skip
 
 
@@ -215,6 +221,17 @@ def seed_champion(loaded: Loaded, archive: Archive) -> str:
         alias_of(loaded.name), bundle, reason="the workflow's own instruction", scope=loaded.name
     )
     return bundle
+
+
+def probes(loaded: Loaded) -> list[Task]:
+    """The workflow's probes: all rows of a file that are not marked as training, otherwise as many
+    held-out tasks as `PROBES`."""
+    if loaded.spec.probes is None:
+        return []
+    source: Tasks = loaded.build(loaded.spec.probes)
+    if isinstance(source, Jsonl):
+        source = replace(source, heldout=1.0)
+    return source.draw(PROBES, split="heldout", seed=0)
 
 
 def unused_text(loaded: Loaded, archive: Archive) -> str:
@@ -313,5 +330,6 @@ __all__ = [
     "check_model",
     "plan_hash",
     "price_of",
+    "probes",
     "seed_champion",
 ]

@@ -57,6 +57,8 @@ class Loaded:
                     f"`{package}` (required by `{self.name}`)", f"pip install {package}"
                 )
         parts = [spec.tasks, spec.reward, spec.collect, spec.gate, *spec.lanes.values()]
+        if spec.probes is not None:
+            parts.append(spec.probes)
         if spec.scripted is not None:
             parts += [spec.scripted.tasks, spec.scripted.reward or spec.reward]
         for part in parts:
@@ -74,6 +76,8 @@ class Loaded:
             limits.add("fallbacks")
         if not self.spec.command:
             limits.add("command")
+        if self.spec.probes is None:
+            limits.add("probes")
         state.update(self.spec.model_dump_json(exclude=prose | limits).encode())
         for path in sorted(self.folder.iterdir()):
             of_agent = f"./{path.name}" in self.spec.command

@@ -14,6 +14,8 @@ from agentloop.records import Proposal, Usage, Verdict
 from agentloop.records.base import record
 
 LANES = ("instructions", "skills", "policy")
+WORN = 3
+"""Uses from which on a person is told that the hold-out wears out: alpha is then a fifteenth."""
 LaneState = Literal["promoted", "kept", "failed", "skipped"]
 
 
@@ -27,6 +29,17 @@ class HeldOutReport:
     effect: float | None = None
     ci95: tuple[float, float] | None = None
     p: float | None = None
+    planned: int = 0
+    """Tasks that it would have taken without stopping early."""
+    stopped: str = ""
+    """As in a `Verdict`."""
+    alpha: float | None = None
+    """The level it was tested at."""
+    use: int = 0
+    """The how-manieth cycle this is that was decided on some of these tasks."""
+    reason: str = ""
+    note: str = ""
+    """What the person should do about the hold-out; empty when nothing."""
 
 
 @record
@@ -90,8 +103,19 @@ def _heldout(final: Verdict | None) -> HeldOutReport:
         return HeldOutReport()
     return HeldOutReport(
         n=final.n, champion=final.champion_rate, challenger=final.challenger_rate,
-        effect=final.effect, ci95=final.ci95, p=final.p,
+        effect=final.effect, ci95=final.ci95, p=final.p, planned=final.planned,
+        stopped=final.stopped, alpha=final.alpha, use=final.use, reason=final.reason,
+        note=_worn(final),
     )  # fmt: skip
+
+
+def _worn(final: Verdict) -> str:
+    if final.use < WORN:
+        return ""
+    return (
+        f"{final.use} cycles were decided on some of these held-out tasks, so that the level is "
+        f"down to {final.alpha:.2g} and only large gains are found; add held-out tasks"
+    )
 
 
 def _lane(proposal: Proposal, decision: Decision, promoted: bool) -> LaneReport:

@@ -7,7 +7,7 @@ their keys are the fields of the part and are checked when it is built (`load.bu
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -45,10 +45,11 @@ class Decoding(_Strict):
 
 
 class HeldOut(_Strict):
-    """How many held-out tasks judge the final bundle, and how many of them each lane alone."""
+    """At most how many held-out tasks judge the final bundle, and how many others each lane alone.
+    The gate stops early where it can."""
 
-    n: int = Field(default=64, ge=1)
-    lanes: int = Field(default=32, ge=1)
+    n: int = Field(default=256, ge=1)
+    lanes: int = Field(default=64, ge=1)
 
 
 class Check(_Strict):
@@ -132,7 +133,10 @@ class Workflow(_Strict):
     collect: PartField = PartSpec(use="agentloop.lanes.collect:Explore")
     lanes: dict[Lanes, PartField] = Field(default_factory=dict)
     heldout: HeldOut = HeldOut()
-    gate: PartField = PartSpec(use="agentloop.gates.holdout:Holdout")
+    probes: PartField | None = None
+    """Tasks that a challenger must still solve where the champion does; a row with `expect: fail`
+    is one that nobody can, and passing it is proof of a fooled grader."""
+    gate: PartField = PartSpec(use="agentloop.gates.sequential:Sequential")
     budget: Budget = Budget()
     prices: dict[str, Price] = Field(default_factory=dict)
     concurrency: int = Field(default=64, ge=1, le=1024)
@@ -225,7 +229,11 @@ def _short(value: object) -> str:
 
 
 def _keys(model: type[Any], path: list[str]) -> list[str]:
-    fields: Any = getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {})
+    inner: Any = model
+    for name in path:  # a part inside a part, such as a gate's guards
+        held = getattr(inner, "__dataclass_fields__", {}).get(name)
+        inner = type(held.default) if held and is_dataclass(held.default) else inner
+    fields: Any = getattr(inner, "model_fields", None) or getattr(inner, "__dataclass_fields__", {})
     names = {
         "limits": Limits.__dataclass_fields__, "budget": Budget.__dataclass_fields__,
         "decoding": Decoding.model_fields, "heldout": HeldOut.model_fields,

@@ -111,7 +111,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 CHANGES: dict[str, tuple[bool, Callable[[Path, Path], Any]]] = {
-    "the workflow": (True, lambda folder, _: _edit(folder / "workflow.yaml", "n: 12", "n: 11")),
+    "the workflow": (True, lambda folder, _: _edit(folder / "workflow.yaml", "n: 24", "n: 23")),
     "a part": (True, lambda folder, _: _edit(folder / "parts.py", "import re", "import re as re")),
     "the tasks": (True, lambda folder, _: _edit(folder / "tasks.jsonl", "products", "others")),
     "a named module": (True, lambda _, module: module.write_text("X = 2\n")),

@@ -46,11 +46,13 @@ def test_decisions_are_one_line_each_and_reasons_come_with_the_id(
     listed = shown("inspect", "decisions", "--home", cycled[1])
     cycle = listed.split()[0]
     assert cycle.startswith("cycle-")
-    lines = [line for line in listed.splitlines() if re.match(r"(joint|no |policy|skills)", line)]
+    named = re.compile(r"joint|final|no |policy|skills")
+    lines = [line for line in listed.splitlines() if named.match(line)]
     assert len(lines) >= 4 and all("✓" in line or "✗" in line for line in lines)
     assert "better: " not in listed
     whole = shown("inspect", "decisions", cycle[:10], "--home", cycled[1])
-    assert whole.startswith(listed) and "better: 6 won, 0 lost of 12" in whole
+    assert whole.startswith(listed)
+    assert re.search(r"final +better: \d+ won, 0 lost of \d+, p = ", whole)
 
 
 def test_the_champion_is_marked_and_lineage_shown(cycled: tuple[str, str], shown: Shown) -> None:
@@ -79,5 +81,5 @@ def test_a_cycle_ends_with_what_to_do_next(
 ) -> None:
     assert run(["cycle", cycled[0], "--home", cycled[1]]) == 0
     out = capsys.readouterr().out
-    assert "promoted held out 50 % → 100 %" in out and "each lane alone" in out
+    assert re.search(r"promoted held out \d\d % → 100 %", out) and "each lane alone" in out
     assert "next: agentloop inspect bundles bundle-" in out and "agentloop rollback tiny" in out

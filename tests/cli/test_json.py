@@ -18,6 +18,10 @@ from agentloop.store.archive import Archive
 Data = Callable[..., Any]
 COST = {"usd", "tokens", "seconds"}
 COUNTS = {"drift", "partial_groups"}
+HELD_OUT = {
+    "n", "champion", "challenger", "effect", "ci95", "p", "planned", "stopped", "alpha", "use",
+    "reason", "note",
+}  # fmt: skip
 LANE = {"state", "candidate", "effect", "ci95", "p", "tokens_ratio", "seconds", "reason"}
 CHECK = "checks: [{id: gain, tier: unit, metric: heldout.effect, bar: 0.3, source: here}]\n"
 
@@ -27,10 +31,10 @@ def test_run_and_eval(tiny: str, home: Path, data: Data) -> None:
     assert set(told) == {"run", "n", "succeeded", "failed", "by_reason", "cost", *COUNTS}
     assert told["n"] == 4 == told["succeeded"] + told["failed"] and set(told["cost"]) == COST
     assert told["by_reason"] == {"wrong_answer": told["failed"]}
-    rated = data("eval", tiny, "--bundle", "champion", "--n", "12")
+    rated = data("eval", tiny, "--bundle", "champion", "--n", "40")
     assert set(rated) == {"n", "successes", "rate", "bundle", "seconds", *COUNTS}
     assert rated["rate"] == rated["successes"] / rated["n"] == 0.5
-    assert data("eval", tiny, "--bundle", rated["bundle"], "--n", "12")["rate"] == 0.5
+    assert data("eval", tiny, "--bundle", rated["bundle"], "--n", "40")["rate"] == 0.5
 
 
 def test_cycle_keeps_the_contract(cycled: tuple[str, str], data: Data) -> None:
@@ -38,7 +42,7 @@ def test_cycle_keeps_the_contract(cycled: tuple[str, str], data: Data) -> None:
     told = data("cycle", workflow, "--home", home)
     assert set(told) == {"cycle", "state", "heldout", "lanes", "cost", "bundle", *COUNTS}
     assert set(told["drift"]) == {"clean", "realigned", "forked"} and told["partial_groups"] == 0
-    assert set(told["heldout"]) == {"n", "champion", "challenger", "effect", "ci95", "p"}
+    assert set(told["heldout"]) == HELD_OUT
     assert set(told["lanes"]) == {"instructions", "skills", "policy"}
     assert all(set(lane) == LANE for lane in told["lanes"].values())
     assert set(told["cost"]) == COST and told["state"] == "promoted"
@@ -61,7 +65,7 @@ def test_reading_commands(cycled: tuple[str, str], data: Data) -> None:
     assert {row["what"] for row in data("doctor", "--home", home)} >= {"python", "local model"}
     plan = data("cycle", workflow, "--dry-run", "--home", home)
     assert {stage["stage"]: stage["rollouts_at_most"] for stage in plan["stages"]} == {
-        "collect": 36, "instructions": 24, "skills": 0, "policy": 0, "gate": 96 + 24,
+        "collect": 36, "instructions": 24, "skills": 0, "policy": 0, "gate": 96 + 48,
     }  # fmt: skip
 
 
@@ -80,7 +84,7 @@ def test_check(tmp_path: Path, home: Path, data: Data) -> None:
     folder = tiny_workflow.make(tmp_path, yaml=tiny_workflow.YAML + CHECK)
     assert data("check", str(folder), "--dry-run") == [{"check": "gain", "seed": 0}]
     [told] = data("check", str(folder))
-    assert told["ok"] and told["values"] == {"0": 0.5} and not told["stale"]
+    assert told["ok"] and told["values"] == {"0": pytest.approx(0.5, abs=0.1)} and not told["stale"]
     assert data("check", str(folder), "--dry-run") == []
     assert data("check", str(folder), "--tier", "unit", "--stale") == [told]
 

@@ -151,7 +151,10 @@ def test_run_eval_and_cycle_work_unedited(
 def check_report(report: dict[str, Any]) -> None:
     """The JSON contract of `cycle`, key by key."""
     assert list(report)[:6] == ["cycle", "state", "heldout", "lanes", "cost", "bundle"]
-    assert list(report["heldout"]) == ["n", "champion", "challenger", "effect", "ci95", "p"]
+    assert list(report["heldout"]) == [
+        "n", "champion", "challenger", "effect", "ci95", "p", "planned", "stopped", "alpha", "use",
+        "reason", "note",
+    ]  # fmt: skip
     assert list(report["lanes"]) == ["instructions", "skills", "policy"]
     for lane in report["lanes"].values():
         assert list(lane) == [

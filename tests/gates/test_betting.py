@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentloop.gates.betting import wealth
+from agentloop.gates.betting import evidence, interval, wealth
 
 
 def differences(rng: np.random.Generator, effect: float, n: int) -> list[float]:
@@ -58,3 +58,33 @@ def test_each_bet_is_fair_at_the_null() -> None:
 def test_other_differences_are_refused(value: float) -> None:
     with pytest.raises(ValueError, match="between -1 and 1"):
         wealth([value])
+
+
+def test_evidence_is_the_most_a_stake_was_worth() -> None:
+    won_and_lost = [1.0] * 8 + [-1.0] * 4
+    grown = wealth(won_and_lost)
+    assert evidence(won_and_lost) == max(grown) == grown[7] > grown[-1]
+    assert evidence([]) == evidence([-1.0]) == 1.0
+    assert evidence([1.0] * 10_000) < float("inf")  # it goes into JSON
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.3])
+def test_the_interval_covers_however_it_was_stopped(effect: float) -> None:
+    """Stopped where it looks best: an ordinary 95 % interval would miss far more often."""
+    rng = np.random.default_rng(3)
+    missed, widths = 0, []
+    for _ in range(200):
+        drawn = differences(rng, effect, 200)
+        sums = np.cumsum(drawn)[19:] / np.arange(20, 201)
+        low, high = interval(drawn[: 20 + int(np.argmax(sums))])
+        missed += not low <= effect <= high
+        widths.append(high - low)
+    assert missed <= 16 and np.mean(widths) < 1.0  # 97.5 % limit of 200 at 0.05
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=40))
+def test_the_interval_holds_the_observed_mean_and_mirrors(values: list[float]) -> None:
+    low, high = interval(values)
+    assert -1 <= low <= np.mean(values) + 1e-9 and np.mean(values) - 1e-9 <= high <= 1
+    assert interval([-one for one in values]) == (pytest.approx(-high), pytest.approx(-low))
+    assert interval([]) == (-1.0, 1.0)

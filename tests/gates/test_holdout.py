@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from gate_fixtures import FAILED, RIGHT, WRONG, episode, numbered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,24 +16,8 @@ from agentloop.errors import UsageError
 from agentloop.gates.exact import sign_test
 from agentloop.gates.holdout import Holdout
 from agentloop.ports import Gate
-from agentloop.records import Episode, Failure, Score, Task, Usage, Verdict
+from agentloop.records import Episode, Task, Verdict
 from agentloop.trajectories.codec import decode, encode
-
-RIGHT, WRONG, FAILED = "1", "0", "x"
-
-
-def _tasks(n: int) -> list[Task]:
-    return [Task(id=f"t{i}", prompt="?") for i in range(n)]
-
-
-def _episode(task: Task, bundle: str, mark: str, tokens: int) -> Episode:
-    failed = mark == FAILED
-    return Episode(
-        id=f"{bundle}-{task.id}", task=task, bundle=bundle, purpose="eval", run="r", seed=0,
-        failure=Failure(reason="model_timeout", detail="") if failed else None,
-        score=None if failed else Score(value=float(mark), success=mark == RIGHT, source="s"),
-        usage=Usage(prompt_tokens=tokens),
-    )  # fmt: skip
 
 
 def _judge(gate: Holdout, before: str, after: str, tokens: tuple[int, int] = (100, 100)) -> Verdict:
@@ -42,12 +27,16 @@ def _judge(gate: Holdout, before: str, after: str, tokens: tuple[int, int] = (10
     async def evaluate(bundle: str, tasks: Sequence[Task]) -> list[Episode]:
         asked.append(bundle)
         told, each = marks[bundle]
-        made = [_episode(t, bundle, told[int(t.id[1:])], each) for t in tasks]
+        made = [episode(t, bundle, told[int(t.id[1:])], each) for t in tasks]
         return made[::-1] if bundle == "new" else made  # pairs are found by id, not by place
 
     verdict = asyncio.run(
         gate.judge(
-            "joint", champion="old", challenger="new", tasks=_tasks(len(before)), evaluate=evaluate
+            "joint",
+            champion="old",
+            challenger="new",
+            tasks=numbered(len(before)),
+            evaluate=evaluate,
         )
     )
     assert asked == ["old", "new"]

@@ -98,7 +98,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("secrets")
     folder = tiny_workflow.make(root, yaml=YAML, parts=PARTS, name="secret")
     rows = []
-    for number in range(TASKS + HARMLESS + 12):
+    for number in range(TASKS + HARMLESS + 24):
         a, b = number + 3, 2 * number + 5
         prompt = f"Task {number}: multiply {a} by {b}."
         if number < TASKS:

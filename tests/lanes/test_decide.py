@@ -12,14 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentloop.cycle import record
-from agentloop.errors import StoreError
+from agentloop.errors import PolicyError, ServerError, StoreError
 from agentloop.gates.holdout import Holdout
+from agentloop.gates.sequential import Sequential
 from agentloop.lanes.decide import Decision, Judge
+from agentloop.lanes.heldout import HoldOut
+from agentloop.ports import Gate
 from agentloop.records import Bundle, Episode, Proposal, Score, Task, Usage, artifact_id
 from agentloop.store.archive import Archive
 
 N = 32
-TASKS = [Task(id=f"t{n:02}", prompt="?") for n in range(N)]
+CHOOSING, DECIDING = (
+    tuple(Task(id=f"{side}{n:02}", prompt="?") for n in range(N)) for side in "cd"
+)
 PROPOSED = {
     "instructions": Bundle(instruction="new"),
     "skills": Bundle(instruction="old", skills=("skill",)),
@@ -45,6 +50,8 @@ class KnownWorld:
 
     def __init__(self, world: World) -> None:
         self.world, self.archive = world, self
+        self.refused: set[str] = set()
+        self.seen: list[tuple[str, str]] = []
         self.bundles: dict[str, Bundle] = {}
         self.champion = self.put(CHAMPION)
         self.asked: list[str] = []
@@ -59,6 +66,9 @@ class KnownWorld:
     async def attempt(self, tasks: Sequence[Task], bundle: Bundle, order: Any) -> list[Episode]:
         assert order.purpose == "eval" and order.samples == 1
         self.asked.append(letters(bundle))
+        self.seen += [(letters(bundle), task.id) for task in tasks]
+        if letters(bundle) in self.refused:
+            raise PolicyError("the adapter policy cannot be served: shapes (4, 3)")
         solved, tokens = self.world[letters(bundle)]
         return [
             Episode(
@@ -71,10 +81,14 @@ class KnownWorld:
         ]  # fmt: skip
 
 
-def decide(world: World, lanes: Sequence[str] = tuple(PROPOSED)) -> tuple[KnownWorld, Decision]:
+def decide(
+    world: World, lanes: Sequence[str] = tuple(PROPOSED), *, gate: Gate = Holdout(),
+    refused: Sequence[str] = (), **more: Any,
+) -> tuple[KnownWorld, Decision]:  # fmt: skip
     bench = KnownWorld(world)
+    bench.refused = set(refused)
     proposals = [Proposal(lane=lane, state="proposed", bundle=PROPOSED[lane]) for lane in lanes]  # type: ignore[arg-type]
-    judge = Judge(bench, Holdout(), TASKS, N)  # type: ignore[arg-type]
+    judge = Judge(bench, gate, HoldOut(CHOOSING, DECIDING), **more)  # type: ignore[arg-type]
     return bench, asyncio.run(judge.decide(proposals))
 
 
@@ -125,7 +139,7 @@ def test_a_single_lane_is_judged_alone_and_on_the_whole_hold_out() -> None:
 def test_nothing_proposed_is_nothing_judged() -> None:
     bench, decision = decide({}, [])
     assert decision == Decision(bundle=bench.champion, lanes=(), final=None)
-    judge = Judge(bench, Holdout(), TASKS, N)  # type: ignore[arg-type]
+    judge = Judge(bench, Holdout(), HoldOut(CHOOSING, DECIDING))  # type: ignore[arg-type]
     skipped = Proposal(lane="policy", state="skipped", reason="no weights")
     assert asyncio.run(judge.decide([skipped])) == decision
 
@@ -139,15 +153,75 @@ def test_nothing_proposed_is_nothing_judged() -> None:
 )
 def test_the_bundle_is_made_of_proposed_lanes_only(world: World, lanes: set[str]) -> None:
     bench, decision = decide(world, sorted(lanes))
+    fit = {lane for lane, verdict in decision.alone.items() if verdict.stopped != "refused"}
+    if not fit:  # ten times the tokens, say
+        assert decision.final is None and decision.bundle == bench.champion
+        return
     assert len(decision.lanes) > 0 and set(decision.lanes) <= lanes
     assert not set(decision.lanes) & set(decision.dropped)
     made = letters(bench.bundles[decision.bundle])
     assert sorted(made) == sorted(lane[0] for lane in decision.lanes)
     assert decision.final is not None and decision.final.challenger == decision.bundle
-    passing = {lane for lane, verdict in decision.alone.items() if verdict.passed} or lanes
+    passing = {lane for lane, verdict in decision.alone.items() if verdict.passed} or fit
     assert set(decision.lanes) | set(decision.dropped) == passing
     if decision.dropped and decision.joint is not None:  # dropping never cost success
         assert decision.final.challenger_rate >= decision.joint.challenger_rate
+
+
+def test_the_deciding_tasks_are_seen_by_nothing_else() -> None:
+    world = {u: (6 + 8 * len(u), 100) for u in UNIONS}
+    bench, decision = decide(world)
+    last = letters(bench.bundles[decision.bundle])
+    deciding = {task.id for task in DECIDING}
+    assert {who for who, task in bench.seen if task in deciding} == {"", last}
+    assert decision.final is not None and decision.final.final and decision.final.use == 1
+    assert {task for task, _, _ in decision.final.outcomes} == deciding
+    assert not any(v.final or v.use for v in decision.verdicts if v is not decision.final)
+
+
+@pytest.mark.parametrize("gate", [Holdout(), Sequential()])
+def test_alpha_is_split_over_lanes_and_spent_over_uses(gate: Gate) -> None:
+    world = {u: (6 + 8 * len(u), 100) for u in UNIONS}
+    _, decision = decide(world, gate=gate)
+    assert [v.alpha for v in decision.alone.values()] == pytest.approx([0.05 / 3] * 3)
+    assert decision.final is not None
+    assert decision.final.alpha == pytest.approx(0.05 * 6 / 3.14159265**2)
+
+
+def test_a_lane_that_no_server_takes_is_refused_and_the_others_go_on() -> None:
+    world = {u: (6 + 8 * len(u), 100) for u in UNIONS}
+    unfit = [u for u in UNIONS if "p" in u]
+    bench, decision = decide(world, refused=unfit)
+    refused = decision.alone["policy"]
+    assert not refused.passed and refused.stopped == "refused" and refused.n == 0
+    assert refused.reason.startswith("refused: the adapter policy cannot be served")
+    assert letters(bench.bundles[decision.bundle]) == "is"
+    assert decision.final is not None and decision.final.passed
+    bench, decision = decide(world, ["policy"], refused=unfit)
+    assert (decision.bundle, decision.lanes, decision.final) == (bench.champion, (), None)
+    assert set(decision.alone) == {"policy"}
+
+
+def test_a_champion_that_no_server_takes_stops_the_cycle() -> None:
+    with pytest.raises(ServerError) as told:
+        decide(dict.fromkeys(UNIONS, (8, 100)), refused=[""])
+    assert not isinstance(told.value, PolicyError)
+
+
+def test_probes_are_shown_to_what_would_pass_and_may_refuse_it() -> None:
+    world = {"": (8, 100), "s": (30, 100)}
+    keep = [Task(id=f"p{n:02}", prompt="?") for n in (3, 12)]
+    impossible = Task(id="p20", prompt="?", data={"expect": "fail"})
+    _, decision = decide(world, ["skills"], probes=keep)
+    assert decision.final is not None and decision.final.passed
+    assert decision.final.guards["probes"] == {
+        "impossible": 0, "fooled": [], "due": 1, "lost": [],
+    }  # fmt: skip
+    _, decision = decide(world, ["skills"], probes=[*keep, impossible])
+    assert decision.final is not None and not decision.final.passed
+    assert "impossible" in decision.final.reason and decision.final.stopped == "refused"
+    bench, decision = decide({"": (8, 100), "s": (9, 100)}, ["skills"], probes=keep)
+    assert not any(task.startswith("p") for _, task in bench.seen)  # it would not have passed
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from agentloop.errors import (
 )
 from agentloop.lanes.data_faults import caused_by_data
 from agentloop.lanes.gated import HELD_OUT, held_out
+from agentloop.lanes.heldout import drawn, split
 from agentloop.ports import Split
 from agentloop.records import Episode, Task
 from agentloop.store.archive import Archive
@@ -33,14 +34,14 @@ class Endless:
     """Tasks that are made as they are asked for."""
 
     def draw(self, n: int, *, split: Split, seed: int) -> list[Task]:
-        return [Task(id=f"{split}-{at}", prompt=f"{split} {at}") for at in range(n)]
+        return [Task(id=f"{split}-{seed}-{at}", prompt=f"{split} {at}") for at in range(n)]
 
     def learn(self, episodes: Sequence[Episode]) -> None:
         pass
 
 
 def test_all_that_the_gate_can_draw_is_held_out(tmp_path: Path) -> None:
-    yaml = tiny_workflow.YAML.replace("heldout: {n: 12, lanes: 12}", "heldout: {n: 300}")
+    yaml = tiny_workflow.YAML.replace("heldout: {n: 24, lanes: 12}", "heldout: {n: 300}")
     folder = tiny_workflow.make(tmp_path, yaml=yaml)
     rows = [{"prompt": f"Add {n} to it.", "split": "heldout"} for n in range(400)]
     with (folder / "tasks.jsonl").open("a") as file:
@@ -52,9 +53,14 @@ def test_all_that_the_gate_can_draw_is_held_out(tmp_path: Path) -> None:
         with Archive(tmp_path / "home") as archive:
             options = Options(run="run-1", seed=0, workspace=space, home=tmp_path / "home")
             async with assemble(load(str(folder), space), archive, options) as kit:
-                assert len(held_out(kit.bench)) == 412  # whatever the seed of a later cycle is
+                assert len(held_out(kit.bench)) == 440  # whatever the seed of a later cycle is
                 endless = replace(kit.bench, tasks=Endless())
-                assert held_out(endless) == Endless().draw(300, split="heldout", seed=0)
+                assert held_out(endless) == drawn(endless.tasks, "run-1", 300 + 64)
+                assert {one.id for one in held_out(endless)} >= {
+                    one.id
+                    for made in [split(endless.tasks, "run-1", n=300, lanes=64)]
+                    for one in (*made.lanes, *made.final)
+                }
                 assert kit.heldout_n == 300 > HELD_OUT
 
     asyncio.run(main())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agentloop.errors import StoreError, UnknownName, UsageError
+from agentloop.errors import PolicyError, StoreError, UnknownName, UsageError
 from agentloop.files import sha256_of
 from agentloop.policies.registry import Policies, policy_id
 from agentloop.records import Policy, TrainingResult
@@ -123,3 +125,32 @@ def test_names_cannot_leave_the_root(tmp_path: Path) -> None:
             policies.path(name)
     with pytest.raises(UnknownName):
         policies.path("policy-0000000000000000")
+
+
+def tensor(name: str, kind: str, data: bytes) -> bytes:
+    """A safetensors file of one tensor."""
+    shape = [len(data) // {"F64": 8, "F32": 4, "I64": 8}.get(kind, 2)]
+    about = {"dtype": kind, "shape": shape, "data_offsets": [0, len(data)]}
+    text = json.dumps({"__metadata__": {"format": "pt"}, name: about}).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("F32", struct.pack("<3f", 1, -3e38, 0), struct.pack("<3f", 1, float("nan"), 0)),
+        ("F64", struct.pack("<2d", 1, -1e300), struct.pack("<2d", float("-inf"), 1)),
+        ("F16", struct.pack("<2e", 6e4, 1), struct.pack("<2e", float("inf"), 1)),
+        ("BF16", b"\x80\x3f\x7f\x7f", b"\x80\x3f\xc0\x7f"),
+        ("I64", b"\xff" * 8, None),
+    ],
+)
+def test_weights_that_are_no_numbers_are_not_admitted(
+    tmp_path: Path, kind: str, good: bytes, bad: bytes | None
+) -> None:
+    policies = Policies(tmp_path / "policies")
+    admit(policies, result(tmp_path, tensor("lora_A", kind, good)))
+    if bad is not None:
+        with pytest.raises(PolicyError, match=r"`lora_A` .* not all finite"):
+            admit(policies, result(tmp_path, tensor("lora_A", kind, bad)))
+    assert len(policies.names()) == 1

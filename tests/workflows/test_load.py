@@ -37,7 +37,7 @@ def test_relative_paths_start_at_the_folder(tmp_path: Path) -> None:
     loaded = load("tiny", space(tmp_path))
     tasks = loaded.build(loaded.spec.tasks)
     assert tasks.path == str(folder / "tasks.jsonl")
-    assert len(tasks.draw(99, split="heldout", seed=0)) == 12
+    assert len(tasks.draw(99, split="heldout", seed=0)) == 40
     (folder / "own.py").write_text("class Plain:\n    def __init__(self, x):\n        self.x = x\n")
     made = build(PartSpec(use="./own.py:Plain", x=["./a", {"b": "./c"}]), folder)  # type: ignore[call-arg]
     assert made.x == [str(folder / "a"), {"b": str(folder / "c")}]
@@ -124,3 +124,10 @@ def test_any_text_is_data_or_one_sentence(text: str) -> None:
             read_yaml(path)
         except UsageError as error:
             assert "\n" not in str(error)
+
+
+def test_a_wrong_key_of_a_part_inside_a_part_names_the_nearest(tmp_path: Path) -> None:
+    tiny_workflow.make(tmp_path)
+    gate: Json = {"use": "agentloop.gates.sequential:Sequential", "guards": {"lenght": 2}}
+    with pytest.raises(UnknownName, match="did you mean `length`"):
+        load("tiny", space(tmp_path), {"gate": gate}).check()

@@ -17,7 +17,7 @@ def test_the_least_workflow_and_its_defaults() -> None:
     made = validate(LEAST, "w")
     assert made.tasks == PartSpec(use="a:B") and made.reward.fields == {"k": 1}
     assert (made.model, made.graph, made.sandbox) == ("auto", "react", "monty")
-    assert made.lanes == {} and made.checks == () and made.heldout.n == 64
+    assert made.lanes == {} and made.checks == () and made.heldout.n == 256
     assert validate({**LEAST, "collect": "a:D"}, "w").collect == PartSpec(use="a:D")
 
 

@@ -50,7 +50,7 @@ ARMS: dict[str, dict[str, Json]] = {
 RATES: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
 """Of learning, tried for every arm."""
 TRIAL: dict[str, Json] = {
-    "heldout.n": 64, "heldout.lanes": 64, "lanes.policy.rounds": 2, "lanes.policy.tasks": 8,
+    "heldout.n": 64, "lanes.policy.rounds": 2, "lanes.policy.tasks": 8,
 }  # fmt: skip
 """A trial of a rate: 128 rollouts, in rounds of half the size."""
 

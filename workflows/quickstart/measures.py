@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from agentloop.checks.run import CheckRun, measure_cycle
 from agentloop.lanes.bench import Bench, Order
+from agentloop.lanes.heldout import split
 from agentloop.records import Bundle, Episode, Instruction, Task
 from agentloop.store.archive import Archive
 from agentloop.tasks.reasoning_gym import ReasoningGym
@@ -54,7 +55,8 @@ async def measure(run: CheckRun) -> dict[str, float]:
             bench = kit.bench
             first = archive.alias_history(kit.alias)[0].bundle
             untouched = archive.get(first, Bundle)
-            heldout = bench.tasks.draw(N, split="heldout", seed=run.seed)
+            decided = split(bench.tasks, kit.cycle_id, n=kit.heldout_n, lanes=kit.lane_n)
+            heldout = decided.final
             policy = report.lanes["policy"].candidate
             if policy is not None:
                 alone = replace(untouched, policies={"agent": policy})
