@@ -133,6 +133,7 @@ def single(episode: Episode, steps: Steps, end: int, *, answer: str, score: Scor
         failure=None,
         score=score,
         usage=Usage(),
+        setup=None,
     )
 
 

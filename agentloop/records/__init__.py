@@ -51,6 +51,8 @@ from agentloop.records.rollouts import (
     Node,
     SandboxResult,
     Score,
+    Setup,
+    ToolResult,
     Trajectory,
 )
 
@@ -82,9 +84,11 @@ __all__ = [
     "Sampling",
     "SandboxResult",
     "Score",
+    "Setup",
     "Skill",
     "Task",
     "ToolCall",
+    "ToolResult",
     "ToolSpec",
     "TrainingJob",
     "TrainingResult",

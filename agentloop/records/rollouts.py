@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import Literal
 
 from agentloop.records.base import Json, Purpose, Reason, content_id, record
 from agentloop.records.exchange import Message, Sampling, Task, Usage
+from agentloop.records.learning import Limits
 
 
 @record
@@ -69,6 +71,39 @@ class Failure:
 
 
 @record
+class ToolResult:
+    """What a lent tool gave; `error` says of which kind when it is the text of one."""
+
+    name: str
+    text: str
+    error: Literal["", "tool", "sandbox"] = ""
+
+
+@record
+class Setup:
+    """What a rollout was given beside its task and bundle, and what it was told from outside: all
+    that it takes, with the model's replies, to make it again."""
+
+    graph: str
+    """The reference that it was loaded by; empty for an agent that runs elsewhere."""
+    shape: str
+    """Digest of the graph's nodes and how they follow each other."""
+    tools: dict[str, str]
+    """Name of each tool that was lent or shown to the model -> digest of its schema."""
+    system: str
+    sampling: Sampling
+    limits: Limits
+    policy: str | None = None
+    subject: str = ""
+    native_tools: bool = True
+    results: tuple[ToolResult, ...] = ()
+    """Of the lent tools, in the order in which they were called."""
+    parent: str = ""
+    """The episode that this one was forked from, before its model call number `step`."""
+    step: int = 0
+
+
+@record
 class Episode:
     """One rollout of one task under one bundle."""
 
@@ -93,6 +128,8 @@ class Episode:
     """Ids of the skills shown to the model."""
     state: dict[str, Json] = field(default_factory=dict)
     """The last snapshot of the task's world, for the grader alone; empty without a world."""
+    setup: Setup | None = None
+    """`None` in records of earlier releases and in those that were cut out of another."""
 
     @property
     def success(self) -> bool:
@@ -116,6 +153,9 @@ class Attempt:
     skills: tuple[str, ...] = ()
     subject: str = ""
     """Tells two attempts apart that differ in nothing else (a lane's trial, a stage)."""
+    parent: str = ""
+    step: int = 0
+    """As in `Setup`; `subject` holds them too."""
 
     @cached_property
     def id(self) -> str:
