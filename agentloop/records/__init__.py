@@ -54,6 +54,9 @@ from agentloop.records.rollouts import (
     Setup,
     ToolResult,
     Trajectory,
+    attempt_of,
+    failure_id,
+    order_id,
 )
 
 __all__ = [
@@ -96,7 +99,10 @@ __all__ = [
     "Usage",
     "Verdict",
     "artifact_id",
+    "attempt_of",
     "content_id",
+    "failure_id",
     "kind_of",
+    "order_id",
     "record",
 ]

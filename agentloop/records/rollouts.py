@@ -10,6 +10,8 @@ from agentloop.records.base import Json, Purpose, Reason, content_id, record
 from agentloop.records.exchange import Message, Sampling, Task, Usage
 from agentloop.records.learning import Limits
 
+_FAILED = "ep-failed-"
+
 
 @record
 class Node:
@@ -164,6 +166,31 @@ class Attempt:
             "ep", self.run, self.subject, self.task.id, self.bundle, self.system, self.policy,
             self.purpose, self.sample, asdict(self.sampling),
         )  # fmt: skip
+
+
+def attempt_of(episode: Episode) -> Attempt:
+    """The order that a rollout is the result of; only of an episode with a `setup`."""
+    setup = episode.setup
+    assert setup is not None
+    return Attempt(
+        task=episode.task, bundle=episode.bundle, system=setup.system, sampling=setup.sampling,
+        purpose=episode.purpose, run=episode.run, sample=episode.sample, policy=setup.policy,
+        skills=episode.skills, subject=setup.subject, parent=setup.parent, step=setup.step,
+    )  # fmt: skip
+
+
+def order_id(episode: str) -> str:
+    """The id of the order that the episode named so is the result of: its own, but for failures of
+    the infrastructure, which are logged under names of their own (`failure_id`)."""
+    if not episode.startswith(_FAILED):
+        return episode
+    return "ep-" + episode.removeprefix(_FAILED).partition("-")[0]
+
+
+def failure_id(order: str, started: float) -> str:
+    """A name for a rollout that failed, so that the same order can succeed later. (Not one that
+    begins with the order's id, which would be found for it.)"""
+    return f"{order.replace('ep-', _FAILED, 1)}-{started:.6f}"
 
 
 @record

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agentloop.errors import StoreError
-from agentloop.store import facts, leases
+from agentloop.store import facts, head, leases
 from agentloop.store.chain import GENESIS, audit, link, pack, unpack
 from agentloop.store.migrations import migrate
 from agentloop.store.query import Draft, Entry, Fence, Query, names, select
@@ -69,6 +69,8 @@ class Log:
             except BaseException:
                 self._db.close()
                 raise
+        self._head = head.Head(path)
+        self._end: tuple[int, bytes] = (0, GENESIS)  # as of the last commit of this process
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="agentloop-log")
 
     def close(self) -> None:
@@ -78,6 +80,7 @@ class Log:
             self._reader.close()
         with self._writing:
             self._db.close()
+            self._head.close()
 
     def append(self, drafts: Sequence[Draft], *, fence: Fence | None = None) -> list[int]:
         """The seq of each draft, when all are on the disk. A (kind, key) that exists is not
@@ -149,9 +152,10 @@ class Log:
     def verify(self) -> tuple[int, list[str]]:
         """The number of entries and the problems found, empty when all is well; never raises for
         what is wrong in the file."""
+        known = head.read(self.path)  # first: others append meanwhile
         try:
             with guarded(self.path), closing(connect(self.path)) as db:
-                return audit(db)
+                return audit(db, known)
         except StoreError as error:
             return 0, [str(error)]
 
@@ -188,6 +192,7 @@ class Log:
             if isinstance(error, Exception):
                 return
             raise
+        self._head.note(*self._end)
         for job, result in zip(jobs, results, strict=True):
             if isinstance(result, StoreError):
                 job.done.set_exception(result)
@@ -219,6 +224,7 @@ class Log:
             results.append(seqs)
         for sql, group in groupby(noted, key=itemgetter(0)):
             self._db.executemany(sql, [values for _, values in group])
+        self._end = seq, prev
         return results
 
     def _insert(self, seq: int, row: _Packed, hashes: tuple[bytes, bytes]) -> bool:

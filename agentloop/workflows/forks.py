@@ -16,10 +16,9 @@ from dataclasses import dataclass, replace
 from agentloop.errors import UsageError
 from agentloop.graphs.recorded import RecordedModel, calls_of, recorded_graph, recorded_tools
 from agentloop.lanes.bench import Bench, Order
-from agentloop.records import Attempt, Bundle, Completion, Episode, Request, content_id
+from agentloop.records import Attempt, Bundle, Completion, Episode, Request, attempt_of, content_id
 from agentloop.store.archive import Archive
 from agentloop.workflows.rerun import (
-    attempt_of,
     first_difference,
     impossible,
     journal_of,
@@ -65,8 +64,8 @@ async def _attempts(bench: Bench, order: Fork, bundle: str) -> Sequence[Attempt]
     ask = Order(purpose=parent.purpose, subject=subjects[0])
     [fresh] = await bench._orders([parent.task], bench.archive.get(bundle, Bundle), ask)
     same = fresh.bundle == parent.bundle
-    base = attempt_of(
-        parent, run=bench.run, parent=parent.id, step=order.step, bundle=fresh.bundle,
+    base = replace(
+        attempt_of(parent), run=bench.run, parent=parent.id, step=order.step, bundle=fresh.bundle,
         policy=fresh.policy, **({} if same else {"system": fresh.system, "skills": fresh.skills}),
     )  # fmt: skip
     return [

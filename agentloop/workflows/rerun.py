@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Any
 
 from agentloop.graphs.load import Graph, load_graph
 from agentloop.graphs.recorded import (
@@ -24,7 +23,14 @@ from agentloop.graphs.recorded import (
 from agentloop.graphs.run import Runner
 from agentloop.graphs.setup import digest_of, shape_of
 from agentloop.ports import Tool
-from agentloop.records import Attempt, Completion, Episode, Setup, Trajectory
+from agentloop.records import (
+    Completion,
+    Episode,
+    Setup,
+    Trajectory,
+    attempt_of,
+    order_id,
+)
 from agentloop.sandboxes.profile import open_sandbox
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
@@ -35,7 +41,6 @@ from agentloop.workspace import Workspace
 
 UNREPEATABLE = frozenset({"time_limit", "cancelled", "budget"})
 """Reasons that lie outside of the record: the clock, a person, what other rollouts spent."""
-_FAILED = "ep-failed-"
 
 
 @dataclass(frozen=True)
@@ -111,23 +116,9 @@ def setup_of(episode: Episode) -> Setup:
     return episode.setup
 
 
-def attempt_of(episode: Episode, **changes: Any) -> Attempt:
-    """The order that the episode is the result of."""
-    setup = setup_of(episode)
-    made = Attempt(
-        task=episode.task, bundle=episode.bundle, system=setup.system, sampling=setup.sampling,
-        purpose=episode.purpose, run=episode.run, sample=episode.sample, policy=setup.policy,
-        skills=episode.skills, subject=setup.subject, parent=setup.parent, step=setup.step,
-    )  # fmt: skip
-    return replace(made, **changes)
-
-
 def journal_of(archive: Archive, episode: Episode) -> list[Kept]:
     """The replies that the log kept for the episode's calls."""
-    name = episode.id
-    if name.startswith(_FAILED):  # logged under a name of its own, so that it can be tried again
-        name = "ep-" + name.removeprefix(_FAILED).partition("-")[0]
-    entries = archive.read(Query(kinds=("call",), prefix=f"{name}/"))
+    entries = archive.read(Query(kinds=("call",), prefix=f"{order_id(episode.id)}/"))
     return [
         Kept(entry.key.rpartition("/")[2], from_json(Completion, entry.body)) for entry in entries
     ]
