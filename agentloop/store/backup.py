@@ -17,9 +17,12 @@ from pathlib import Path
 
 from agentloop.errors import StoreError, UsageError
 from agentloop.files import MANIFEST, new_directory, read_manifest, write_manifest
+from agentloop.records import artifact_id
 from agentloop.store import head
+from agentloop.store.artifacts import KINDS
 from agentloop.store.chain import audit
 from agentloop.store.sqlite import connect, guarded
+from agentloop.trajectories.codec import from_json
 
 FORMAT = 1
 LOG = "log.db"
@@ -82,10 +85,18 @@ def damaged(home: Path) -> list[str]:
     problems = []
     for directory in _directories(home):
         try:
-            read_manifest(directory)
+            _check(directory)
         except StoreError as error:
             problems.append(str(error))
     return problems
+
+
+def _check(directory: Path) -> None:
+    """Raises `StoreError` unless it holds what its manifest says, and that has its name."""
+    about = read_manifest(directory)
+    for kind in ("policy", "dataset"):
+        if kind in about and artifact_id(from_json(KINDS[kind], about[kind])) != directory.name:
+            raise StoreError(f"`{directory}` holds another {kind}; restore it or make it again")
 
 
 def _copy_log(source: Path, target: Path, known: tuple[int, bytes] | None) -> int:
@@ -119,9 +130,9 @@ def copy_artifacts(home: Path, target: Path) -> tuple[int, list[str]]:
     for directory in _directories(home):
         copy = target / directory.relative_to(home)
         try:
-            read_manifest(directory)
+            _check(directory)
             shutil.copytree(directory, copy, symlinks=True)
-            read_manifest(copy)
+            _check(copy)
         except StoreError as error:
             shutil.rmtree(copy, ignore_errors=True)
             problems.append(str(error))
