@@ -137,9 +137,7 @@ class RecordedModel:
             self.live = True
             return await self._live.complete(request)
         if number not in self._calls:
-            if self._failed is not None:
-                raise self._failed
-            raise self.differs(f"the agent makes call {number + 1}, which is not in the record")
+            raise await self._unknown(number)
         rank, call = self._calls[number]
         if (other := _asked(call.prompt, request.messages, system=self._system)) is not None:
             raise self.differs(f"call {number + 1} asks something else: {other}")
@@ -160,6 +158,18 @@ class RecordedModel:
         """Note the first difference; an error that says it."""
         self.difference = self.difference or sentence
         return Diverged(sentence)
+
+    async def _unknown(self, number: int) -> Exception:
+        """What a call gets that has no reply in the record: the failure that ended the rollout,
+        once all that was said before it is said."""
+        if self._failed is not None:
+            await self._turn(len(self._calls), number)
+            return self._failed
+        if number < max(self._calls, default=-1):
+            return self.differs(
+                f"call {number + 1} failed and the agent went on: no reply was kept"
+            )
+        return self.differs(f"the agent makes call {number + 1}, which is not in the record")
 
     async def _turn(self, rank: int, number: int) -> None:
         while self._ended < rank:

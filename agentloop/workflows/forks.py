@@ -53,6 +53,12 @@ def check(parent: Episode, step: int) -> None:
 async def fork(bench: Bench, order: Fork, bundle: str) -> list[Episode]:
     """The forks, scored and in the log. Raises `UsageError` when the recorded part can no longer be
     made again, with the first difference."""
+    graph = setup_of(order.parent).graph
+    if graph != bench.runner.reference:
+        raise UsageError(
+            f"`{order.parent.id}` was made by the graph `{graph}` and the workflow has "
+            f"`{bench.runner.reference}`; fork it with --set graph={graph}"
+        )
     attempts = await _attempts(bench, order, bundle)
     made = await asyncio.gather(*(_one(bench, order, attempt) for attempt in attempts))
     return list(made)
@@ -63,11 +69,13 @@ async def _attempts(bench: Bench, order: Fork, bundle: str) -> Sequence[Attempt]
     subjects = [f"fork {parent.id}/{order.step}/{number}" for number in range(order.n)]
     ask = Order(purpose=parent.purpose, subject=subjects[0])
     [fresh] = await bench._orders([parent.task], bench.archive.get(bundle, Bundle), ask)
-    same = fresh.bundle == parent.bundle
-    base = replace(
-        attempt_of(parent), run=bench.run, parent=parent.id, step=order.step, bundle=fresh.bundle,
-        policy=fresh.policy, **({} if same else {"system": fresh.system, "skills": fresh.skills}),
-    )  # fmt: skip
+    base = attempt_of(parent)
+    if fresh.bundle != parent.bundle:
+        base = replace(
+            base, bundle=fresh.bundle, policy=fresh.policy, system=fresh.system,
+            skills=fresh.skills,
+        )  # fmt: skip
+    base = replace(base, run=bench.run, parent=parent.id, step=order.step)
     return [
         replace(base, subject=subject, sample=parent.sample + number)
         for number, subject in enumerate(subjects)

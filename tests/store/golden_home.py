@@ -1,7 +1,7 @@
 """Run as a program: a golden home, as this release writes it. See `tests/store/golden/README.md`.
 
-Goes in: the file to write. Comes out: a backup of a home in which a scripted cycle, a run and a fork
-were made, with their workflow and what its state must be, in one archive of under 100 kB.
+Goes in: the file to write. Comes out: a backup of a home in which a scripted cycle, a run and a
+fork were made, with their workflow and what its state must be, in one archive of under 100 kB.
 """
 
 from __future__ import annotations
