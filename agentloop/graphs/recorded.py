@@ -167,7 +167,7 @@ class RecordedModel:
             return self._failed
         if number < max(self._calls, default=-1):
             return self.differs(
-                f"call {number + 1} failed and the agent went on: no reply was kept"
+                f"call {number + 1} failed and the agent went on, with no reply"
             )
         return self.differs(f"the agent makes call {number + 1}, which is not in the record")
 
