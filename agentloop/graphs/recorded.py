@@ -12,10 +12,9 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 from langchain_core.messages import ToolMessage
 from langgraph.prebuilt import ToolNode
@@ -166,9 +165,7 @@ class RecordedModel:
             await self._turn(len(self._calls), number)
             return self._failed
         if number < max(self._calls, default=-1):
-            return self.differs(
-                f"call {number + 1} failed and the agent went on, with no reply"
-            )
+            return self.differs(f"call {number + 1} failed and the agent went on, with no reply")
         return self.differs(f"the agent makes call {number + 1}, which is not in the record")
 
     async def _turn(self, rank: int, number: int) -> None:
@@ -276,9 +273,11 @@ def _answering(node: ToolNode, said: Mapping[str, deque[str]], model: RecordedMo
     async def arun(request: Any, execute: Callable[[Any], Awaitable[Any]]) -> Any:
         return known(request) or await execute(request)
 
-    stand_in = cast(Any, copy(node))
-    stand_in._wrap_tool_call, stand_in._awrap_tool_call = run, arun
-    return cast(ToolNode, stand_in)
+    return ToolNode(
+        list(node.tools_by_name.values()), name=node.name or "tools",
+        handle_tool_errors=node._handle_tool_errors, messages_key=node._messages_key,
+        wrap_tool_call=run, awrap_tool_call=arun,
+    )  # fmt: skip
 
 
 def _path(graph: Sequence[Node], node: Node) -> list[Node]:

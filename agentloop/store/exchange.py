@@ -120,15 +120,15 @@ def check(path: Path) -> Held:
     file, a reply to one whose name follows from what it was given: under another name it would be
     told to some rollout to come. Raises `UsageError`."""
     held = Held()
-    wanted: dict[str, int] = {}
+    told: dict[str, int] = {}
+    scored: dict[str, int] = {}
     ordered: set[str] = set()
     for number, draft in enumerate(entries(path), 2):
         held.rows += 1
         if draft.kind == "call":
-            wanted.setdefault(draft.key.rpartition("/")[0], number)
+            told.setdefault(draft.key.rpartition("/")[0], number)
         elif draft.kind == "score":
-            wanted.setdefault(_scored(draft), number)
-            ordered.add(_scored(draft))
+            scored.setdefault(_scored(draft), number)
         elif draft.kind == "episode":
             episode = from_json(Episode, draft.body)
             held.runs[episode.id] = episode.run
@@ -136,9 +136,10 @@ def check(path: Path) -> Held:
                 order = attempt_of(episode).id
                 held.runs[order] = episode.run
                 ordered.add(order)
-    for name, line in wanted.items():
-        if name not in held.runs or name not in ordered:
-            raise _bad(path, line, "belongs to no rollout of the file")
+    lost = [line for name, line in told.items() if name not in ordered]
+    lost += [line for name, line in scored.items() if name not in held.runs]
+    if lost:
+        raise _bad(path, min(lost), "belongs to no rollout of the file")
     return held
 
 

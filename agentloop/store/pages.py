@@ -20,7 +20,7 @@ from typing import TypeAlias
 Row: TypeAlias = tuple[int, str, str, str, float, bytes, bytes, bytes]
 """seq, kind, key, scope, at, body, prev, hash."""
 _SIZE = 4096
-"""Of a page, where the file does not say it any more: SQLite's default, and ours."""
+"""Of a page: SQLite's default, and ours."""
 _SIZES = frozenset(2**n for n in range(9, 17))
 _LEAF = 0x0D
 _WAL, _FRAME = 32, 24
@@ -40,12 +40,8 @@ class Cell:
 class Pages:
     """The pages of a file and its WAL, newest version first."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises `OSError`."""
-        data = memoryview(path.read_bytes())
-        wal = path.with_name(path.name + "-wal")
-        frames = memoryview(wal.read_bytes()) if wal.is_file() else memoryview(b"")
-        self._size = _page_size(data, frames)
+    def __init__(self, data: memoryview, frames: memoryview, size: int) -> None:
+        self._size = size
         self._pages: dict[int, list[memoryview]] = defaultdict(list)
         step = _FRAME + self._size
         for start in range(_WAL, len(frames) - step + 1, step):
@@ -103,10 +99,16 @@ class Pages:
         return seq, b"".join(parts)
 
 
-def _page_size(data: memoryview, wal: memoryview) -> int:
+def open_pages(path: Path) -> Pages:
+    """The pages of the file at `path`, in the size that shows the most rows: the one that the file
+    states may be damaged as well. Raises `OSError`."""
+    data = memoryview(path.read_bytes())
+    wal = path.with_name(path.name + "-wal")
+    frames = memoryview(wal.read_bytes()) if wal.is_file() else memoryview(b"")
     stated = int.from_bytes(data[16:18], "big")
-    choices = [65536 if stated == 1 else stated, int.from_bytes(wal[8:12], "big")]
-    return next((size for size in choices if size in _SIZES), _SIZE)
+    sizes = {_SIZE, 65536 if stated == 1 else stated, int.from_bytes(frames[8:12], "big")}
+    found = [Pages(data, frames, size) for size in sorted(sizes & _SIZES)]
+    return max(found, key=lambda one: len(one.places()))
 
 
 def _cells(page: memoryview, start: int) -> Iterator[int]:

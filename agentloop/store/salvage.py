@@ -14,7 +14,7 @@ from agentloop.errors import StoreError
 from agentloop.store import facts, head
 from agentloop.store.chain import GENESIS, link, unpack
 from agentloop.store.migrations import migrate
-from agentloop.store.pages import Cell, Pages, Row
+from agentloop.store.pages import Cell, Pages, Row, open_pages
 from agentloop.store.sqlite import connect, guarded, writing
 
 _INSERT = (
@@ -72,7 +72,7 @@ def salvage(path: Path, target: Path) -> Salvaged:
 
 def _open(path: Path) -> tuple[Pages, dict[int, list[Cell]]]:
     try:
-        pages = Pages(path)
+        pages = open_pages(path)
     except OSError as error:
         raise StoreError(f"`{path}` cannot be read: {error.strerror}") from error
     return pages, pages.places()

@@ -50,9 +50,8 @@ def edit(workflow: str, old: str, new: str, *, file: str = "workflow.yaml") -> N
     path.write_text(text.replace(old, new))
 
 
-@pytest.mark.usefixtures("offline")
 def test_a_run_replays_identically_and_asks_nobody(
-    recorded: tuple[str, str], data: Cli, home: Path
+    recorded: tuple[str, str], offline: None, data: Cli, home: Path
 ) -> None:
     workflow, name = recorded
     done = data("runs", "replay", name, "--workflow", workflow)
@@ -193,7 +192,7 @@ def test_a_fork_under_the_champion(recorded: tuple[str, str], data: Cli, home: P
     workflow, _ = recorded
     parent = next(one for one in episodes(home) if one.usage.calls == 2)
     (home / "text.md").write_text("Solve it well.")
-    data("instructions", "edit", workflow, str(home / "text.md"))
+    assert run(["instructions", "edit", workflow, str(home / "text.md")]) == 0
     done = data("runs", "fork", parent.id, "--at", "1", "--bundle", "champion",
                 "--workflow", workflow)  # fmt: skip
     [made] = episodes(home, run=done["run"])

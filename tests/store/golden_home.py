@@ -22,6 +22,11 @@ import tiny_workflow
 from agentloop.cli import run
 from agentloop.store.archive import Archive
 
+SMALL = tiny_workflow.YAML.replace(
+    "rounds: 2, tasks: 12, samples: 2, practice: 12", "rounds: 2, tasks: 5, samples: 1, practice: 4"
+).replace("heldout: {n: 12, lanes: 12}", "heldout: {n: 4, lanes: 4}")
+"""A cycle that fits into the archive."""
+
 
 def state(home: Path) -> dict[str, object]:
     """All that a home says, as digests: what a migration may not change."""
@@ -45,7 +50,7 @@ def make(target: Path) -> None:
         raise SystemExit(f"{target} exists, and a golden home is never made again")
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        workflow = tiny_workflow.make(root / "golden")
+        workflow = tiny_workflow.make(root / "golden", yaml=SMALL)
         home = ("--home", str(root / "home"))
         assert run(["cycle", str(workflow), *home, "--json"]) == 0
         assert run(["run", str(workflow), "-n", "4", *home, "--json"]) == 0
