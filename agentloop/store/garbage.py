@@ -141,8 +141,8 @@ def _before(archive: Archive, names: set[str]) -> set[str]:
     left = list(names)
     while left:
         dataset = known.get(left.pop())
-        after = dataset.spec.get("after", []) if dataset else []
-        new = {str(one) for one in after if isinstance(after, list)} - found
+        after = dataset.spec.get("after") if dataset else None
+        new = {str(one) for one in after} - found if isinstance(after, list) else set()
         found |= new
         left += new
     return found

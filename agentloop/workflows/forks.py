@@ -116,8 +116,8 @@ async def _one(bench: Bench, order: Fork, attempt: Attempt) -> Episode:
 def difference(parent: Episode, made: Episode) -> str:
     """The first thing in which a fork went another way than its parent; empty when in none."""
     old, new = setup_of(parent), setup_of(made)
-    marks = {"subject": old.subject, "parent": old.parent, "step": old.step}
-    return first_difference(parent, replace(made, setup=replace(new, **marks)))
+    own = replace(new, subject=old.subject, parent=old.parent, step=old.step)
+    return first_difference(parent, replace(made, setup=own))
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,14 @@ import tiny_workflow
 from agentloop.cli import run
 from agentloop.store.archive import Archive
 
-SMALL = tiny_workflow.YAML.replace(
-    "rounds: 2, tasks: 12, samples: 2, practice: 12", "rounds: 2, tasks: 5, samples: 1, practice: 4"
-).replace("heldout: {n: 12, lanes: 12}", "heldout: {n: 4, lanes: 4}")
+SMALL = (
+    tiny_workflow.YAML.replace(
+        "rounds: 2, tasks: 12, samples: 2", "rounds: 1, tasks: 6, samples: 1"
+    )
+    .replace("practice: 12", "practice: 4")
+    .replace("rollouts: 24, dev: 6", "rollouts: 8, dev: 2")
+    .replace("heldout: {n: 12, lanes: 12}", "heldout: {n: 2, lanes: 2}")
+)
 """A cycle that fits into the archive."""
 
 
