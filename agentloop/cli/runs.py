@@ -113,7 +113,7 @@ def replay(
     return 0 if by_state["identical"] and not by_state["different"] else 1
 
 
-@runs.command()
+@runs.command(short_help="Go on live from a recorded step.")
 def fork(
     id: Episode_,
     at: Annotated[int, typer.Option("--at", min=0, help="The first model call that is made live.")],
@@ -154,7 +154,7 @@ def fork(
     return 0
 
 
-@runs.command()
+@runs.command(short_help="Grade stored rollouts again.")
 def rescore(
     workflow: opt.Workflow,
     reward: Annotated[

@@ -54,7 +54,7 @@ def verify(home: opt.Home = None, as_json: opt.AsJson = False) -> int:
     return 0 if result["ok"] else 1
 
 
-@store.command()
+@store.command(short_help="Keep what is whole of a damaged home.")
 def salvage(target: New, home: opt.Home = None, as_json: opt.AsJson = False) -> int:
     """Make a new home of what is whole of a damaged one: its log up to the first bad entry."""
     from agentloop.files import new_directory
@@ -90,7 +90,7 @@ def reindex(home: opt.Home = None, as_json: opt.AsJson = False, dry_run: opt.Dry
     return 0
 
 
-@store.command("export")
+@store.command("export", short_help="Write rollouts to a file.")
 def export_(
     file: File,
     workflow: Annotated[
@@ -137,7 +137,7 @@ def import_(
     return 0
 
 
-@store.command()
+@store.command(short_help="Remove what nothing refers to.")
 def gc(
     keep: Annotated[
         int, typer.Option("--keep", min=0, help="Finished cycles of each workflow to keep whole.")

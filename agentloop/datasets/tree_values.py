@@ -133,7 +133,6 @@ def single(episode: Episode, steps: Steps, end: int, *, answer: str, score: Scor
         failure=None,
         score=score,
         usage=Usage(),
-        setup=None,
     )
 
 

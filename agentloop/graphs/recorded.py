@@ -22,7 +22,7 @@ from langgraph.pregel import Pregel
 
 from agentloop.errors import AgentLoopError, ModelError, SandboxError, ToolError
 from agentloop.graphs.lent import call_seed, prompt_digest
-from agentloop.graphs.load import Graph
+from agentloop.graphs.load import Graph, known_as, reference_of
 from agentloop.ports import Model, Tool
 from agentloop.records import (
     Completion,
@@ -231,7 +231,7 @@ def recorded_graph(episode: Episode, model: RecordedModel, graph: Graph) -> Grap
         for node in trajectory.nodes:
             if node.message.role == "tool" and node.message.tool_call_id is not None:
                 said[node.message.tool_call_id].append(node.message.content)
-    return _answered(graph, said, model)
+    return known_as(reference_of(graph), _answered(graph, said, model))
 
 
 def _answered(graph: Graph, said: Mapping[str, deque[str]], model: RecordedModel) -> Graph:

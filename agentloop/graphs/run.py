@@ -62,14 +62,11 @@ def _quiet(episode: Episode) -> None:
 @dataclass(frozen=True)
 class Runner:
     """Runs `graph`. `checkpoints` is a folder that keeps each rollout's steps under its episode id:
-    one that was cut off goes on from its last step. `native_tools` as in `RunContext`. `reference`
-    is what `graph` was loaded by, kept with every rollout so that it can be run again; empty for an
-    agent that runs elsewhere."""
+    one that was cut off goes on from its last step. `native_tools` as in `RunContext`."""
 
     graph: Graph
     checkpoints: Path | None = None
     native_tools: bool = True
-    reference: str = ""
 
     async def run(
         self,
@@ -97,7 +94,7 @@ class Runner:
             saver = DeltaSaver(self.checkpoints, redact=Redactor.from_environment())
         graph = self.graph.copy({"checkpointer": saver})
         by_name = {tool.spec.name: tool for tool in tools}
-        setups = Setups(self.graph, self.reference, by_name, self.native_tools)
+        setups = Setups(self.graph, by_name, self.native_tools)
         batch = _Batch(
             graph, saver, model, by_name, limits, self.native_tools, on_done, beats, setups
         )

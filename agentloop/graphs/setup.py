@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from agentloop.graphs.lent import LentModel
 from agentloop.graphs.lent_tools import ToolBook
-from agentloop.graphs.load import Graph
+from agentloop.graphs.load import Graph, reference_of
 from agentloop.ports import Tool
 from agentloop.records import Attempt, Setup, ToolSpec, content_id
 
@@ -30,10 +30,8 @@ def digest_of(spec: ToolSpec) -> str:
 class Setups:
     """Makes the `Setup` of each rollout of one run."""
 
-    def __init__(
-        self, graph: Graph, reference: str, tools: Mapping[str, Tool], native: bool
-    ) -> None:
-        self._reference, self._native = reference, native
+    def __init__(self, graph: Graph, tools: Mapping[str, Tool], native: bool) -> None:
+        self._reference, self._native = reference_of(graph), native
         self._shape = shape_of(graph)
         self._specs = {name: tool.spec for name, tool in tools.items()}
         self._digests = {name: digest_of(spec) for name, spec in self._specs.items()}

@@ -30,7 +30,6 @@ from agentloop.records import (
     Sampling,
     Skill,
     Task,
-    failure_id,
 )  # fmt: skip
 from agentloop.skills.retrieve import Retriever
 from agentloop.store.archive import Archive
@@ -239,10 +238,12 @@ async def _score_one(reward: Reward, episode: Episode) -> Episode:
 
 def _filed(episode: Episode) -> Episode:
     """As it is logged: unscored (scores are entries of their own), and an infrastructure failure
-    under a name of its own."""
+    under a name of its own, so that the same attempt can succeed later. (Not one that begins with
+    the attempt's id, which would be found for it.)"""
     if _usable(episode):
         return replace(episode, score=None)
-    return replace(episode, score=None, id=failure_id(episode.id, episode.started))
+    name = episode.id.replace("ep-", "ep-failed-", 1)
+    return replace(episode, score=None, id=f"{name}-{episode.started:.6f}")
 
 
 def _unscored(episodes: Iterable[Episode | None]) -> list[Episode]:

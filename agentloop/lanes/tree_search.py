@@ -144,7 +144,7 @@ class TreeSearch:
         graph = load_graph(self.graph, Workspace.find().roots, Path.cwd())
         return replace(
             bench,
-            runner=replace(bench.runner, graph=graph, reference=self.graph),
+            runner=replace(bench.runner, graph=graph),
             tools=[ValueTool(guide)] if guide else [],
             limits=replace(bench.limits, turns=self.calls + SPARE),
         )

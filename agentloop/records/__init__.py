@@ -55,7 +55,6 @@ from agentloop.records.rollouts import (
     ToolResult,
     Trajectory,
     attempt_of,
-    failure_id,
     order_id,
 )
 
@@ -101,7 +100,6 @@ __all__ = [
     "artifact_id",
     "attempt_of",
     "content_id",
-    "failure_id",
     "kind_of",
     "order_id",
     "record",

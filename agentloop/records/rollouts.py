@@ -131,7 +131,7 @@ class Episode:
     state: dict[str, Json] = field(default_factory=dict)
     """The last snapshot of the task's world, for the grader alone; empty without a world."""
     setup: Setup | None = None
-    """`None` in records of earlier releases and in those that were cut out of another."""
+    """`None` in records of earlier releases."""
 
     @property
     def success(self) -> bool:
@@ -181,16 +181,10 @@ def attempt_of(episode: Episode) -> Attempt:
 
 def order_id(episode: str) -> str:
     """The id of the order that the episode named so is the result of: its own, but for failures of
-    the infrastructure, which are logged under names of their own (`failure_id`)."""
+    the infrastructure, which are logged under names of their own (`lanes.bench`)."""
     if not episode.startswith(_FAILED):
         return episode
     return "ep-" + episode.removeprefix(_FAILED).partition("-")[0]
-
-
-def failure_id(order: str, started: float) -> str:
-    """A name for a rollout that failed, so that the same order can succeed later. (Not one that
-    begins with the order's id, which would be found for it.)"""
-    return f"{order.replace('ep-', _FAILED, 1)}-{started:.6f}"
 
 
 @record

@@ -214,7 +214,7 @@ class Log:
             seqs = []
             for row in job.rows:
                 digest = link(prev, seq + 1, row.names, row.at, row.body)
-                if self._insert(seq + 1, row, (prev, digest)):
+                if _insert(self._db, seq + 1, row, (prev, digest)):
                     seq, prev = seq + 1, digest
                     seqs.append(seq)
                     if row.fact is not None:
@@ -226,15 +226,6 @@ class Log:
             self._db.executemany(sql, [values for _, values in group])
         self._end = seq, prev
         return results
-
-    def _insert(self, seq: int, row: _Packed, hashes: tuple[bytes, bytes]) -> bool:
-        """Whether the row is new; its name decides, within SQLite, so that nobody asks twice."""
-        done = self._db.execute(
-            "INSERT INTO entry (seq, kind, key, scope, at, body, prev, hash)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, key) DO NOTHING",
-            (seq, *row.names, row.at, row.body, *hashes),
-        )
-        return done.rowcount == 1
 
     def _change(self, change: Callable[[sqlite3.Connection], T]) -> T:
         """Run a small write in a transaction of its own."""
@@ -255,6 +246,16 @@ class Log:
     def _fetch(self, sql: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         with guarded(self.path), self._reading:
             return self._reader.execute(sql, values).fetchall()
+
+
+def _insert(db: sqlite3.Connection, seq: int, row: _Packed, hashes: tuple[bytes, bytes]) -> bool:
+    """Whether the row is new; its name decides, within SQLite, so that nobody asks twice."""
+    done = db.execute(
+        "INSERT INTO entry (seq, kind, key, scope, at, body, prev, hash)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, key) DO NOTHING",
+        (seq, *row.names, row.at, row.body, *hashes),
+    )
+    return done.rowcount == 1
 
 
 def _seq_of(db: sqlite3.Connection, row: _Packed) -> int:

@@ -184,7 +184,7 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
                 graph,
                 # a cycle (it has a plan) is resumed from the journal: checkpoints would only cost
                 checkpoints=None if options.plan else checkpoints(options.home, options.run),
-                native_tools=not model_spec.local, reference="" if spec.command else spec.graph,
+                native_tools=not model_spec.local,
             ),
             model=model, reward=loaded.build(_reward(spec, model_spec)),
             tools=open_tools(loaded, sandbox), limits=spec.limits,

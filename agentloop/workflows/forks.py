@@ -12,11 +12,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from agentloop.errors import UsageError
+from agentloop.graphs.load import reference_of
 from agentloop.graphs.recorded import RecordedModel, calls_of, recorded_graph, recorded_tools
 from agentloop.lanes.bench import Bench, Order
-from agentloop.records import Attempt, Bundle, Completion, Episode, Request, attempt_of, content_id
+from agentloop.records import (
+    Attempt,
+    Bundle,
+    Completion,
+    Episode,
+    Node,
+    Request,
+    attempt_of,
+    content_id,
+)
 from agentloop.store.archive import Archive
 from agentloop.workflows.rerun import (
     first_difference,
@@ -25,6 +36,8 @@ from agentloop.workflows.rerun import (
     setup_of,
 )
 
+ROUNDING = 1e-4
+"""An engine adds in another order when other requests are in its batch or its cache."""
 SCOPE = "fork"
 """Of the replies that a fork took over: no run paid for them a second time."""
 
@@ -54,10 +67,11 @@ async def fork(bench: Bench, order: Fork, bundle: str) -> list[Episode]:
     """The forks, scored and in the log. Raises `UsageError` when the recorded part can no longer be
     made again, with the first difference."""
     graph = setup_of(order.parent).graph
-    if graph != bench.runner.reference:
+    here = reference_of(bench.runner.graph)
+    if graph != here:
         raise UsageError(
-            f"`{order.parent.id}` was made by the graph `{graph}` and the workflow has "
-            f"`{bench.runner.reference}`; fork it with --set graph={graph}"
+            f"`{order.parent.id}` was made by the graph `{graph}` and the workflow has `{here}`; "
+            f"fork it with --set graph={graph}"
         )
     attempts = await _attempts(bench, order, bundle)
     made = await asyncio.gather(*(_one(bench, order, attempt) for attempt in attempts))
@@ -114,10 +128,24 @@ async def _one(bench: Bench, order: Fork, attempt: Attempt) -> Episode:
 
 
 def difference(parent: Episode, made: Episode) -> str:
-    """The first thing in which a fork went another way than its parent; empty when in none."""
+    """The first thing in which a fork went another way than its parent; empty when in none. Of the
+    same tokens, log-probs that are `ROUNDING` apart are the same."""
     old, new = setup_of(parent), setup_of(made)
     own = replace(new, subject=old.subject, parent=old.parent, step=old.step)
-    return first_difference(parent, replace(made, setup=own))
+    [before], [after] = parent.trajectories, made.trajectories
+    pairs = zip_longest(after.nodes, before.nodes[: len(after.nodes)])
+    after = replace(after, nodes=tuple(_rounded(node, other) for node, other in pairs))
+    return first_difference(parent, replace(made, setup=own, trajectories=(after,)))
+
+
+def _rounded(node: Node, other: Node | None) -> Node:
+    if other is None or node.token_ids != other.token_ids or not node.logprobs:
+        return node
+    theirs = other.logprobs or ()
+    close = len(theirs) == len(node.logprobs) and all(
+        abs(one - two) <= ROUNDING for one, two in zip(node.logprobs, theirs, strict=True)
+    )
+    return replace(node, logprobs=other.logprobs) if close else node
 
 
 @dataclass(frozen=True)

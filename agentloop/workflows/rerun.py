@@ -87,10 +87,7 @@ class Replays:
 
     async def _run(self, episode: Episode, graph: Graph, model: RecordedModel) -> Episode:
         setup = setup_of(episode)
-        runner = Runner(
-            recorded_graph(episode, model, graph), native_tools=setup.native_tools,
-            reference=setup.graph,
-        )  # fmt: skip
+        runner = Runner(recorded_graph(episode, model, graph), native_tools=setup.native_tools)
         lent = [name for name in self._tools if name in setup.tools]
         tools = recorded_tools(episode, model, {name: self._tools[name] for name in lent})
         [made] = await runner.run(
@@ -102,7 +99,10 @@ class Replays:
 def impossible(episode: Episode) -> str:
     """Why an episode cannot be made again; empty when it can."""
     if episode.setup is None:
-        return "it was recorded by an earlier release, or cut out of another rollout"
+        return "it was recorded by an earlier release"
+    redacted = any(one.redacted for one in episode.trajectories)
+    if not redacted and attempt_of(episode).id != order_id(episode.id):
+        return "it was cut out of another rollout, or changed"
     if not episode.setup.graph:
         return "its agent is a program or a client of its own, which is not run from a record"
     if episode.failure is not None and episode.failure.reason in UNREPEATABLE:

@@ -135,9 +135,8 @@ class Sessions:
         order = Order(purpose="serve", subject=f"{one.name}/{self._begun}")
         attempts = await bench._orders([task], bench.bundle(bench.champion), order)
         runner = replace(
-            bench.runner, graph=program_graph(partial(self._drive, one)), checkpoints=None,
-            reference="",
-        )  # fmt: skip
+            bench.runner, graph=program_graph(partial(self._drive, one)), checkpoints=None
+        )
         made: list[Episode] = []
         with suppress(BudgetReached):  # the client was told so, and so says the episode's failure
             await runner.run(attempts, model=bench.model, limits=bench.limits, on_done=made.append)

@@ -76,7 +76,7 @@ def again(
         model = RecordedModel(calls_of(episode, kept), failed=failure_of(episode))
         runner = Runner(
             recorded_graph(episode, model, graph if graph is not None else react()),
-            native_tools=setup.native_tools, reference=setup.graph,
+            native_tools=setup.native_tools,
         )  # fmt: skip
         lent_tools = recorded_tools(episode, model, {one.spec.name: one for one in tools})
         [made] = await runner.run(

@@ -33,6 +33,15 @@ def test_a_real_run_is_its_record(home: Path, capsys: pytest.CaptureFixture[str]
     assert parent.trajectories[0].nodes[-1].sampling.temperature == 0
     last = str(parent.usage.calls - 1)
     forked = called(capsys, "runs", "fork", parent.id, "--at", last, "--model", "embedded")
+    with Archive(home) as archive:
+        [made] = archive.episodes(Query(run=forked["run"]))
+    pairs = zip(made.trajectories[0].nodes, parent.trajectories[0].nodes, strict=True)
+    apart = [
+        abs(one - two)
+        for new, old in pairs
+        for one, two in zip(new.logprobs or (), old.logprobs or (), strict=True)
+    ]
+    print(f"log-probs of the fork are {max(apart):.1e} apart at most")
     assert [one["difference"] for one in forked["episodes"]] == [""]
     again = called(capsys, "runs", "replay", forked["episodes"][0]["id"])
     assert again["identical"] == 1
