@@ -98,7 +98,7 @@ def sound(home: Path) -> None:
 def test_descriptors_run_out(tmp_path: Path) -> None:
     make(tmp_path / "home")
     refused = 0
-    for files in range(30):
+    for files in range(32):
         told = tried(tmp_path / "home", files=files)
         refused += any(told.values())
         sound(tmp_path / "home")
