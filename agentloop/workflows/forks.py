@@ -129,13 +129,15 @@ async def _one(bench: Bench, order: Fork, attempt: Attempt) -> Episode:
 
 def difference(parent: Episode, made: Episode) -> str:
     """The first thing in which a fork went another way than its parent; empty when in none. Of the
-    same tokens, log-probs that are `ROUNDING` apart are the same."""
+    same tokens, log-probs that are `ROUNDING` apart are the same, and what an engine had in its
+    cache is not compared."""
     old, new = setup_of(parent), setup_of(made)
     own = replace(new, subject=old.subject, parent=old.parent, step=old.step)
     [before], [after] = parent.trajectories, made.trajectories
     pairs = zip_longest(after.nodes, before.nodes[: len(after.nodes)])
     after = replace(after, nodes=tuple(_rounded(node, other) for node, other in pairs))
-    return first_difference(parent, replace(made, setup=own, trajectories=(after,)))
+    usage = replace(made.usage, cached_tokens=parent.usage.cached_tokens)
+    return first_difference(parent, replace(made, setup=own, trajectories=(after,), usage=usage))
 
 
 def _rounded(node: Node, other: Node | None) -> Node:

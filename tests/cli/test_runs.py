@@ -143,6 +143,9 @@ def test_a_fork_at_the_last_step_is_its_parent_again(
         assert made.id != parent.id and made.run != parent.run
         shown = data("runs", "show", done["run"])
         assert shown["episodes"][0]["parent"] == parent.id and shown["state"] == "done"
+        with Archive(home) as archive:
+            kept = archive.log.keys("call", f"{made.id}/")
+        assert len(kept) == made.usage.calls, "a fork has all of its replies"
         assert data("runs", "replay", made.id, "--workflow", workflow)["identical"] == 1
 
 

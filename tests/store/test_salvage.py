@@ -12,7 +12,7 @@ import pytest
 
 from agentloop.errors import StoreError
 from agentloop.store import head
-from agentloop.store.chain import GENESIS
+from agentloop.store.chain import GENESIS, link
 from agentloop.store.log import Log
 from agentloop.store.query import Draft
 from agentloop.store.salvage import prefix, salvage
@@ -148,7 +148,7 @@ def mutate(
         shutil.rmtree(path)
     for path in folder.parent.glob("new.*"):
         path.unlink()
-    return "repaired" if sound else "detected"
+    return "harmless" if sound else "detected"
 
 
 def places(whole: Path, rows: list[tuple[object, ...]]) -> list[set[int]]:
@@ -253,10 +253,16 @@ def test_what_comes_after_the_damage_is_counted_and_not_trusted(tmp_path: Path) 
     assert (kept.rows, kept.beyond) == (19, ROWS - 19)
 
 
-def test_a_forged_chain_of_another_home_is_not_followed(tmp_path: Path) -> None:
-    write(tmp_path / "home", open_wal=False)
-    found = prefix(tmp_path / "home" / "log.db")
-    assert next(found)[6] == GENESIS
+def test_a_chain_is_followed_and_not_each_entry_for_itself(tmp_path: Path) -> None:
+    rows = write(tmp_path / "home", open_wal=False)
+    seq, kind, key, scope, at, stored, prev, _ = rows[19]
+    forged = link(prev, seq, (kind, key, scope), at + 1, stored)  # type: ignore[operator, arg-type]
+    db = sqlite3.connect(tmp_path / "home" / "log.db")
+    db.execute("UPDATE entry SET at = at + 1, hash = ? WHERE seq = 20", (forged,))
+    db.commit()
+    db.close()
+    found = list(prefix(tmp_path / "home" / "log.db"))
+    assert len(found) == 20 and found[0][6] == GENESIS, "the one after it says otherwise"
 
 
 def test_a_missing_end_is_told(tmp_path: Path) -> None:
