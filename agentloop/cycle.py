@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import count
 
 from agentloop.errors import (
     AgentLoopError,
@@ -27,6 +28,7 @@ from agentloop.lanes import heldout
 from agentloop.lanes.decide import Decision, Judge
 from agentloop.records import Json, Proposal, content_id
 from agentloop.store.archive import Archive
+from agentloop.store.exchange import foreign
 from agentloop.store.leases import holder
 from agentloop.store.log import Log
 from agentloop.store.query import Fence
@@ -46,16 +48,18 @@ def open_cycle(
     Raises `UsageError` when an unfinished one stands in the way, or when the workflow, its model
     or its tasks are not those that it began with.
     """
-    number = 0
-    while (archive.log.get("cycle", _cycle_id(workflow, seed, number + 1))) is not None:
-        number += 1
-    current = _cycle_id(workflow, seed, number)
+    ids = (
+        one
+        for one in (_cycle_id(workflow, seed, number) for number in count())
+        if not foreign(archive.log, one)  # another home's, whose rollouts were imported
+    )
+    current = next(ids)
+    while archive.log.get("cycle", following := next(ids)) is not None:
+        current = following
     begun = archive.log.get("cycle", current)
     report = archive.step(current, "report") if begun else None
     if begun is None or again:
-        if begun is not None:
-            number += 1
-        return _cycle_id(workflow, seed, number), None
+        return (current if begun is None else following), None
     changed = isinstance(begun.body, dict) and begun.body["plan"] != plan
     if changed:
         raise UsageError(

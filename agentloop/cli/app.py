@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from agentloop.cli import agents, content, gateway, inspect_, keep, start
+from agentloop.cli import agents, content, gateway, inspect_, keep, runs, start, store
 from agentloop.cli import options as opt
 
 app = typer.Typer(
@@ -33,7 +33,8 @@ app.command("schedule")(agents.schedule)
 app.command("gateway", short_help="Serve the champion to your own agents.")(gateway.gateway)
 app.command("search")(keep.search)
 app.command("rollback")(keep.rollback)
-app.add_typer(keep.store, name="store")
+app.add_typer(store.store, name="store")
+app.add_typer(runs.runs, name="runs")
 app.add_typer(inspect_.inspect, name="inspect")
 app.add_typer(content.skills, name="skills")
 app.add_typer(content.instructions, name="instructions")

@@ -1,19 +1,17 @@
-"""Commands on what is kept: search, rollback, store verify, store reindex.
+"""Commands on what was learned: search, rollback.
 
 Goes in: a home. Comes out: lines for a person, or one JSON document.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from agentloop.cli import options as opt
 from agentloop.cli import show
-from agentloop.errors import StoreError, UsageError
-
-store = typer.Typer(help="The log and its index.", no_args_is_help=True)
+from agentloop.errors import UsageError
 
 
 def search(
@@ -71,34 +69,4 @@ def rollback(
     else:
         verb = "would serve" if dry_run else "now serves"
         show.tell(f"{name} {verb} {earlier} instead of {now.bundle}", style="bold")
-    return 0
-
-
-@store.command()
-def verify(home: opt.Home = None, as_json: opt.AsJson = False) -> int:
-    """Walk the hash chain and check every record."""
-    try:
-        result = opt.open_archive(home).verify()
-    except StoreError as error:  # too damaged to open is a finding as well
-        result = {"ok": False, "rows": 0, "problems": [str(error)]}
-    if as_json:
-        opt.print_json(result)
-    else:
-        problems: Any = result["problems"]
-        state = "sound" if result["ok"] else f"{len(problems)} problems"
-        show.tell(f"{result['rows']} rows, {state}", style="green" if result["ok"] else "bold red")
-        for problem in problems:
-            show.tell(f"  {problem}")
-    return 0 if result["ok"] else 1
-
-
-@store.command()
-def reindex(home: opt.Home = None, as_json: opt.AsJson = False, dry_run: opt.DryRun = False) -> int:
-    """Rebuild the search index from the log."""
-    archive = opt.open_archive(home)
-    count = archive.verify()["rows"] if dry_run else archive.reindex()
-    if as_json:
-        opt.print_json({"rows": count, "done": not dry_run})
-    else:
-        show.tell(f"{count} log rows to read" if dry_run else f"{count} entries indexed")
     return 0

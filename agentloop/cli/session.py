@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agentloop.cli import options as opt
 from agentloop.cli import show
@@ -23,6 +24,9 @@ from agentloop.workflows.load import Loaded, load
 from agentloop.workflows.report import Report
 from agentloop.workspace import Workspace
 from agentloop.workspace import home as find_home
+
+if TYPE_CHECKING:
+    from agentloop.workflows.forks import Fork
 
 
 @dataclass
@@ -113,6 +117,34 @@ class Session:
                 episodes = await bench.attempt(drawn, of, order)
                 runs.finish(self.archive, one, self.home)
                 return episodes, kit.meter.total
+
+    async def forks(self, order: Fork, bundle: str) -> list[Episode]:
+        """Forks of one rollout, scored and logged as a run of their own. `bundle` is `same` (the
+        rollout's), `champion` or an id."""
+        from agentloop.workflows import forks, runs
+        from agentloop.workflows.assemble import Options, assemble
+
+        name = order.parent.bundle if bundle == "same" else self._chosen(bundle)
+        self.run_id = forks.run_id(order.parent.id, order.step, name)
+        with show.LiveProgress(show.console(as_json=True)) as progress:
+            options = Options(
+                run=self.run_id, seed=self.seed, model=self.model, workspace=self.workspace,
+                home=self.home, progress=progress,
+            )  # fmt: skip
+            async with assemble(self.loaded, self.archive, options) as kit:
+                made = await forks.fork(kit.bench, order, name)
+        one = runs.Run(id=self.run_id, plan="", purpose=order.parent.purpose, seed=self.seed)
+        runs.begin(self.archive, self.loaded.name, one, name)
+        runs.finish(self.archive, one, self.home)
+        return made
+
+    def _chosen(self, bundle: str) -> str:
+        if bundle != "champion":
+            return self.archive.id(bundle, Bundle)
+        pointer = self.archive.alias(f"{self.loaded.name}/champion")
+        if pointer is None:
+            raise UsageError(f"`{self.loaded.name}` has no champion in this home yet")
+        return pointer.bundle
 
     def summary(self) -> Summary:
         """Counts over every episode of this run or cycle that the log has."""

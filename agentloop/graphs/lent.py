@@ -24,6 +24,7 @@ from agentloop.records import (
     Message,
     Request,
     Sampling,
+    ToolSpec,
     Usage,
 )
 from agentloop.trajectories.examples import split_turns
@@ -42,7 +43,7 @@ class LentModel:
     ) -> None:
         """With `turns` the worked examples in the system text become chat turns before the
         graph's own messages: for models that call tools in plain text."""
-        self._model, self._attempt, self._limits = model, attempt, limits
+        self._model, self._attempt, self.limits = model, attempt, limits
         own = (attempt.system, ())
         self._system, self._lent = split_turns(attempt.system) if turns else own
         self._loop = asyncio.get_running_loop()
@@ -61,6 +62,8 @@ class LentModel:
         self.failed: ModelError | None = None
         """Why the last call brought no reply: an outage, whatever the graph makes of it (`None` for
         a prompt that is too long, which the graph may handle)."""
+        self.offered: dict[str, ToolSpec] = {}
+        """The tools that the model was shown, by name."""
         self.on_call: Callable[[Request, Completion], None] | None = None
         """Told of every finished call, if there is somebody to tell."""
 
@@ -76,6 +79,7 @@ class LentModel:
             sampling = merge(request.sampling, self._attempt.sampling)
             most = await self._set_aside(sampling.max_tokens, number)
             request = self._stamp(request, replace(sampling, max_tokens=most), number)
+            self.offered.update((spec.name, spec) for spec in request.tools)
             with self.clock.running():
                 completion = await self._model.complete(request)
         except BudgetReached as error:
@@ -133,7 +137,7 @@ class LentModel:
         """The tokens that call `number` may sample: its own until it ends. While calls in flight
         could use up what it needs it waits for them, on the clock: they are this rollout's."""
         while True:
-            left = self._limits.tokens - self.usage.completion_tokens
+            left = self.limits.tokens - self.usage.completion_tokens
             most = min(wanted, left)
             if self._aside + most <= left:
                 self._aside += most
@@ -149,7 +153,7 @@ class LentModel:
             raise self.stopped
 
     def _reached(self, calls: int) -> LimitReached | None:
-        limits, used = self._limits, self.usage
+        limits, used = self.limits, self.usage
         if calls >= limits.turns:
             return LimitReached("turn_limit", f"no final answer within {limits.turns} model calls")
         if used.completion_tokens >= limits.tokens:
@@ -166,9 +170,9 @@ class LentModel:
         return Request(
             messages=self.recorder.prepare(messages),
             tools=request.tools,
-            sampling=replace(given, seed=_seed(given.seed, attempt.sample, number)),
+            sampling=replace(given, seed=call_seed(given.seed, attempt.sample, number)),
             policy=attempt.policy,
-            key=f"{attempt.id}/{number}-{_digest(messages)}",
+            key=f"{attempt.id}/{number}-{prompt_digest(messages)}",
         )
 
 
@@ -199,7 +203,7 @@ def merge(own: Sampling, given: Sampling) -> Sampling:
     return replace(given, **changed)
 
 
-def _digest(messages: tuple[Message, ...]) -> str:
+def prompt_digest(messages: tuple[Message, ...]) -> str:
     """What a call asks, in its key: a resumed agent that asks something else (the time is in its
     prompt, its calls come in another order) gets a reply to that, not the journaled one."""
     told = "\0".join(
@@ -208,7 +212,7 @@ def _digest(messages: tuple[Message, ...]) -> str:
     return hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
-def _seed(seed: int | None, sample: int, number: int) -> int | None:
+def call_seed(seed: int | None, sample: int, number: int) -> int | None:
     """A 31-bit seed for one call: calls and samples differ, repetitions do not."""
     if seed is None:
         return None

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from langgraph.graph import StateGraph
 from langgraph.pregel import Pregel
@@ -19,6 +20,7 @@ from agentloop.errors import UnknownName, UsageError
 from agentloop.refs import resolve
 
 Graph = Pregel[Any, Any, Any, Any]
+_LOADED: WeakKeyDictionary[Graph, str] = WeakKeyDictionary()
 
 
 def load_graph(reference: str, workspace_roots: Sequence[Path], base: Path) -> Graph:
@@ -38,7 +40,19 @@ def load_graph(reference: str, workspace_roots: Sequence[Path], base: Path) -> G
         target, base = named[reference]
     else:
         target = reference
-    return _compiled(resolve(target, base), reference)
+    return known_as(reference, _compiled(resolve(target, base), reference))
+
+
+def known_as(reference: str, graph: Graph) -> Graph:
+    """`graph`, of which it is now known by what it was loaded."""
+    _LOADED[graph] = reference
+    return graph
+
+
+def reference_of(graph: Graph) -> str:
+    """What `graph` was loaded by; empty for one that was made in another way (an agent that runs
+    elsewhere)."""
+    return _LOADED.get(graph, "")
 
 
 def _named(root: Path) -> dict[str, str]:

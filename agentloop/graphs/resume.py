@@ -21,10 +21,12 @@ from langgraph.types import StateSnapshot
 
 from agentloop.graphs.checkpoints import DeltaSaver
 from agentloop.graphs.lent import LentModel
+from agentloop.graphs.lent_tools import ToolBook
 from agentloop.graphs.load import Graph
-from agentloop.records import Completion, Message, Request, Sampling, content_id
+from agentloop.records import Completion, Message, Request, Sampling, ToolResult, content_id
 from agentloop.trajectories.codec import from_json, to_json
 
+_TOLD = "tool_call"
 ORIGIN = "agentloop_origin"
 """Under which a checkpoint's metadata holds its `origin`."""
 
@@ -36,12 +38,14 @@ def origin(graph: Graph, prompt: str, tools: Iterable[str]) -> str:
     return content_id("origin", prompt, sorted(tools), nodes, sorted(graph.channels))
 
 
-async def resume(graph: Graph, saver: DeltaSaver, config: RunnableConfig, lent: LentModel) -> bool:
-    """Whether the rollout that `config` names goes on; then `lent` knows its earlier calls. From
-    now on `lent` keeps its calls beside the steps."""
+async def resume(
+    graph: Graph, saver: DeltaSaver, config: RunnableConfig, lent: LentModel, book: ToolBook
+) -> bool:
+    """Whether the rollout that `config` names goes on; then `lent` knows its earlier calls and
+    `book` what its tools gave. From now on both are kept beside the steps."""
     thread = config["configurable"]["thread_id"]
     notes = Notes(saver, thread)
-    lent.on_call = notes.add
+    lent.on_call, book.on_result = notes.add, notes.add_result
     refused: list[SerdeEvent] = []
     stop = register_serde_event_listener(refused.append)
     try:
@@ -56,6 +60,7 @@ async def resume(graph: Graph, saver: DeltaSaver, config: RunnableConfig, lent: 
         saver.delete_thread(thread)
         return False
     lent.restore(notes.read())
+    book.restore(notes.read_results())
     return True
 
 
@@ -68,7 +73,8 @@ def _side_by_side(state: StateSnapshot) -> bool:
 
 
 class Notes:
-    """The calls of one rollout, each kept as what it adds to the one before it."""
+    """The calls of one rollout, each kept as what it adds to the one before it, and what its tools
+    gave."""
 
     def __init__(self, saver: DeltaSaver, thread: str) -> None:
         self._saver, self._thread = saver, thread
@@ -96,7 +102,16 @@ class Notes:
 
     def read(self) -> list[tuple[Request, Completion]]:
         """The calls of the finished steps."""
-        return [self._read(note) for note in self._saver.notes(self._thread)]
+        return [self._read(note) for note in self._saver.notes(self._thread) if _TOLD not in note]
+
+    def add_result(self, at: int, result: ToolResult) -> None:
+        """Keep what the tool call at place `at` gave."""
+        self._saver.note(self._thread, {_TOLD: at, "result": to_json(result)})
+
+    def read_results(self) -> dict[int, ToolResult]:
+        """Of the finished steps, by place."""
+        notes = [note for note in self._saver.notes(self._thread) if _TOLD in note]
+        return {note[_TOLD]: from_json(ToolResult, note["result"]) for note in notes}
 
     def _read(self, note: Any) -> tuple[Request, Completion]:
         kept, *new = note["messages"]

@@ -13,7 +13,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,11 @@ from agentloop.graphs.checkpoints import DeltaSaver
 from agentloop.graphs.context import RunContext, current_run
 from agentloop.graphs.heartbeat import Heartbeat
 from agentloop.graphs.lent import LentModel
+from agentloop.graphs.lent_tools import ToolBook
 from agentloop.graphs.load import Graph
 from agentloop.graphs.messages import to_message
 from agentloop.graphs.resume import ORIGIN, origin, resume
+from agentloop.graphs.setup import Setups
 from agentloop.graphs.text import final_answer
 from agentloop.graphs.threads import serve
 from agentloop.ports import Model, Tool
@@ -92,7 +94,10 @@ class Runner:
             saver = DeltaSaver(self.checkpoints, redact=Redactor.from_environment())
         graph = self.graph.copy({"checkpointer": saver})
         by_name = {tool.spec.name: tool for tool in tools}
-        batch = _Batch(graph, saver, model, by_name, limits, self.native_tools, on_done, beats)
+        setups = Setups(self.graph, by_name, self.native_tools)
+        batch = _Batch(
+            graph, saver, model, by_name, limits, self.native_tools, on_done, beats, setups
+        )
         episodes: dict[int, Episode] = {}
         waiting = iter(enumerate(attempts))
 
@@ -144,36 +149,44 @@ class _Batch:
     native_tools: bool
     on_done: Callable[[Episode], None]
     beats: Heartbeat
+    setups: Setups
     spent: BudgetReached | None = field(default=None)
 
     async def rollout(self, attempt: Attempt) -> Episode:
         """One attempt to its end, reported; raises nothing but cancellation from outside."""
         begun = time.time(), time.monotonic()
         lent = LentModel(self.model, attempt, self.limits, turns=not self.native_tools)
+        book = ToolBook()
+
+        def ended(answer: str | None, failure: Failure | None) -> Episode:
+            made = _episode(attempt, lent, begun, answer, failure)
+            return replace(made, setup=self.setups.of(attempt, lent, book))
+
         answer, failure = None, None
         if self.spent is not None:
             failure = Failure(reason="budget", detail=_line(self.spent))
         else:
             try:
-                answer, failure = await self._attempt(attempt, lent)
+                answer, failure = await self._attempt(attempt, lent, book)
             except asyncio.CancelledError:
                 failure = Failure(reason="cancelled", detail="the run was stopped")
                 if lent.recorder.trajectory().nodes:
-                    self.on_done(_episode(attempt, lent, begun, None, failure))
+                    self.on_done(ended(None, failure))
                 raise
-        episode = _episode(attempt, lent, begun, answer, failure)
+        episode = ended(answer, failure)
         self.on_done(episode)
         return episode
 
     async def _attempt(
-        self, attempt: Attempt, lent: LentModel
+        self, attempt: Attempt, lent: LentModel, book: ToolBook
     ) -> tuple[str | None, Failure | None]:
         """The answer or what came between. The graph has a task of its own, so that a node which
         swallows its cancellation cannot hold up the batch."""
         context = RunContext(
-            model=lent, tools=self.tools, limits=self.limits, native_tools=self.native_tools
-        )
-        work = asyncio.create_task(self._invoke(attempt, context))
+            model=lent, tools=book.lend(self.tools), limits=self.limits,
+            native_tools=self.native_tools,
+        )  # fmt: skip
+        work = asyncio.create_task(self._invoke(attempt, context, book))
         try:
             while not work.done() and (left := lent.clock.left()) > 0:
                 await asyncio.wait((work,), timeout=max(left, _TICK))
@@ -208,7 +221,9 @@ class _Batch:
                 self.spent = error
             return None, Failure(reason=_reason(error), detail=_line(error))
 
-    async def _invoke(self, attempt: Attempt, context: RunContext) -> dict[str, Any]:
+    async def _invoke(
+        self, attempt: Attempt, context: RunContext, book: ToolBook
+    ) -> dict[str, Any]:
         current_run.set(context)
         config: RunnableConfig = {
             "configurable": {"thread_id": attempt.id},
@@ -218,7 +233,7 @@ class _Batch:
         goes_on = False
         if saver is not None:
             config["metadata"] = {ORIGIN: origin(self.graph, attempt.task.prompt, self.tools)}
-            goes_on = await resume(self.graph, saver, config, lent)
+            goes_on = await resume(self.graph, saver, config, lent, book)
         task = {"messages": [{"role": "user", "content": attempt.task.prompt}]}
         state = await self.graph.ainvoke(
             None if goes_on else task,

@@ -70,18 +70,24 @@ class Policies:
         return self.load(policy_id(policy))
 
     def path(self, name: str) -> Path:
-        """The policy's directory, after every file was compared with the manifest.
+        """The policy's directory, after every file was compared with the manifest, and the manifest
+        with the name.
 
-        Raises `UnknownName`, or `StoreError` when a file is missing or was changed.
+        Raises `UnknownName`, or `StoreError` when a file is missing or was changed, or all of it is
+        another policy's.
         """
-        directory = self._directory(name)
-        read_manifest(directory)
-        return directory
+        self.load(name)
+        return self._directory(name)
 
     def load(self, name: str) -> Policy:
         """The record of a policy, checked as by `path`."""
-        manifest = read_manifest(self._directory(name))
-        return codec.from_json(Policy, manifest.get("policy"))
+        directory = self._directory(name)
+        manifest = read_manifest(directory)
+        policy = codec.from_json(Policy, manifest.get("policy"))
+        weights = {entry["sha256"] for entry in manifest["files"].values()}
+        if policy_id(policy) != name or policy.sha256 not in weights:
+            raise StoreError(f"`{directory}` holds another policy; restore it or train it again")
+        return policy
 
     def names(self) -> list[str]:
         """Ids of all policies, sorted."""

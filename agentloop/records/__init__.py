@@ -51,7 +51,11 @@ from agentloop.records.rollouts import (
     Node,
     SandboxResult,
     Score,
+    Setup,
+    ToolResult,
     Trajectory,
+    attempt_of,
+    order_id,
 )
 
 __all__ = [
@@ -82,9 +86,11 @@ __all__ = [
     "Sampling",
     "SandboxResult",
     "Score",
+    "Setup",
     "Skill",
     "Task",
     "ToolCall",
+    "ToolResult",
     "ToolSpec",
     "TrainingJob",
     "TrainingResult",
@@ -92,7 +98,9 @@ __all__ = [
     "Usage",
     "Verdict",
     "artifact_id",
+    "attempt_of",
     "content_id",
     "kind_of",
+    "order_id",
     "record",
 ]

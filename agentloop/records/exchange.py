@@ -149,6 +149,8 @@ class Completion:
     """Answered from the response cache: its tokens were paid for by an earlier call."""
     fallback: str = ""
     """The spec of the fallback that answered; empty for the model that was asked."""
+    sampling: Sampling | None = None
+    """How it was sampled, when it was not this request that did: the beginning of a fork."""
 
 
 @record

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import Literal
 
 from agentloop.records.base import Json, Purpose, Reason, content_id, record
 from agentloop.records.exchange import Message, Sampling, Task, Usage
+from agentloop.records.learning import Limits
+
+_FAILED = "ep-failed-"
 
 
 @record
@@ -69,6 +73,39 @@ class Failure:
 
 
 @record
+class ToolResult:
+    """What a lent tool gave; `error` says of which kind when it is the text of one."""
+
+    name: str
+    text: str
+    error: Literal["", "tool", "sandbox"] = ""
+
+
+@record
+class Setup:
+    """What a rollout was given beside its task and bundle, and what it was told from outside: all
+    that it takes, with the model's replies, to make it again."""
+
+    graph: str
+    """The reference that it was loaded by; empty for an agent that runs elsewhere."""
+    shape: str
+    """Digest of the graph's nodes and how they follow each other."""
+    tools: dict[str, str]
+    """Name of each tool that was lent or shown to the model -> digest of its schema."""
+    system: str
+    sampling: Sampling
+    limits: Limits
+    policy: str | None = None
+    subject: str = ""
+    native_tools: bool = True
+    results: tuple[ToolResult, ...] = ()
+    """Of the lent tools, in the order in which they were called."""
+    parent: str = ""
+    """The episode that this one was forked from, before its model call number `step`."""
+    step: int = 0
+
+
+@record
 class Episode:
     """One rollout of one task under one bundle."""
 
@@ -93,6 +130,8 @@ class Episode:
     """Ids of the skills shown to the model."""
     state: dict[str, Json] = field(default_factory=dict)
     """The last snapshot of the task's world, for the grader alone; empty without a world."""
+    setup: Setup | None = None
+    """`None` in records of earlier releases."""
 
     @property
     def success(self) -> bool:
@@ -116,6 +155,9 @@ class Attempt:
     skills: tuple[str, ...] = ()
     subject: str = ""
     """Tells two attempts apart that differ in nothing else (a lane's trial, a stage)."""
+    parent: str = ""
+    step: int = 0
+    """As in `Setup`; `subject` holds them too."""
 
     @cached_property
     def id(self) -> str:
@@ -124,6 +166,25 @@ class Attempt:
             "ep", self.run, self.subject, self.task.id, self.bundle, self.system, self.policy,
             self.purpose, self.sample, asdict(self.sampling),
         )  # fmt: skip
+
+
+def attempt_of(episode: Episode) -> Attempt:
+    """The order that a rollout is the result of; only of an episode with a `setup`."""
+    setup = episode.setup
+    assert setup is not None
+    return Attempt(
+        task=episode.task, bundle=episode.bundle, system=setup.system, sampling=setup.sampling,
+        purpose=episode.purpose, run=episode.run, sample=episode.sample, policy=setup.policy,
+        skills=episode.skills, subject=setup.subject, parent=setup.parent, step=setup.step,
+    )  # fmt: skip
+
+
+def order_id(episode: str) -> str:
+    """The id of the order that the episode named so is the result of: its own, but for failures of
+    the infrastructure, which are logged under names of their own (`lanes.bench`)."""
+    if not episode.startswith(_FAILED):
+        return episode
+    return "ep-" + episode.removeprefix(_FAILED).partition("-")[0]
 
 
 @record

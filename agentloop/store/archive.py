@@ -79,8 +79,12 @@ class Archive(Versions):
 
     def episodes(self, query: Query = Query()) -> list[Episode]:
         """The episodes that `query` chooses, each with its latest score, in log order."""
-        chosen = replace(query, kinds=("episode",))
-        return [_episode(entry, score) for entry, score in self.log.scored(chosen)]
+        return [episode for _, episode in self.each(query)]
+
+    def each(self, query: Query = Query()) -> Iterator[tuple[int, Episode]]:
+        """The same one by one, with the seq of each: for more than fit into memory."""
+        for entry, score in self.log.scored(replace(query, kinds=("episode",))):
+            yield entry.seq, _episode(entry, score)
 
     async def add_scores(
         self, scores: Sequence[tuple[str, Score]], spec: str, *, scope: str = ""

@@ -2,7 +2,7 @@
 
 The hash of an entry covers the hash before it, so no entry can be changed, taken out or put
 between without every later hash being wrong. (Entries cut off the end leave a valid, shorter
-chain: that takes a copy of the last hash elsewhere to see.)
+chain: that takes a copy of the last hash elsewhere to see, `store.head`.)
 """
 
 from __future__ import annotations
@@ -85,10 +85,12 @@ def link(prev: bytes, seq: int, names: tuple[str, str, str], at: float, body: by
     return hashlib.blake2b(b"".join(parts), digest_size=32).digest()
 
 
-def audit(db: sqlite3.Connection) -> tuple[int, list[str]]:
+def audit(
+    db: sqlite3.Connection, known: tuple[int, bytes] | None = None
+) -> tuple[int, list[str]]:  # fmt: skip
     """The number of entries and what is wrong, empty when all is well: SQLite's own integrity
-    check, every link and body, and the derived table against the entries. At most the first
-    problems are told."""
+    check, every link and body, the derived table against the entries, and the end against `known`,
+    the (seq, hash) that was the last once. At most the first problems are told."""
     problems: list[str] = []
     rows = 0
     try:
@@ -102,6 +104,7 @@ def audit(db: sqlite3.Connection) -> tuple[int, list[str]]:
                 if problem and len(problems) < _SHOWN:
                     problems.append(problem)
             problems += _compare(db, expected)
+        problems += _end(db, rows, known)
     except (sqlite3.Error, UnicodeDecodeError) as error:
         problems.append(f"database: {error}")
     finally:
@@ -133,6 +136,16 @@ def _walk(db: sqlite3.Connection, expected: sqlite3.Connection) -> Iterator[str]
                 problem = f"entry {seq} ({kind} `{key}`): {error}"
         yield problem
         prev, want = stored, seq + 1
+
+
+def _end(db: sqlite3.Connection, rows: int, known: tuple[int, bytes] | None) -> list[str]:
+    if known is None or known[0] == 0:
+        return []
+    seq, digest = known
+    if seq > rows:
+        return [f"entries {rows + 1} to {seq} are missing at the end"]
+    (found,) = db.execute("SELECT hash FROM entry WHERE seq = ?", (seq,)).fetchone() or (None,)
+    return [] if found == digest else [f"entry {seq} is not the one that was written there"]
 
 
 def _compare(db: sqlite3.Connection, expected: sqlite3.Connection) -> list[str]:

@@ -60,7 +60,10 @@ class Index:
         self._seen: Mark | None = None
         self._drainer = ThreadPoolExecutor(1, thread_name_prefix="agentloop-index")
         self._draining: Future[int] | None = None
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StoreError(f"the index `{path}` cannot be made: {error}") from error
 
     def close(self) -> None:
         """Wait for a drain under way and let go of the files; idempotent."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agentloop.errors import StoreError
-from agentloop.store import facts, leases
+from agentloop.store import facts, head, leases
 from agentloop.store.chain import GENESIS, audit, link, pack, unpack
 from agentloop.store.migrations import migrate
 from agentloop.store.query import Draft, Entry, Fence, Query, names, select
@@ -69,6 +69,8 @@ class Log:
             except BaseException:
                 self._db.close()
                 raise
+        self._head = head.Head(path)
+        self._end: tuple[int, bytes] = (0, GENESIS)  # as of the last commit of this process
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="agentloop-log")
 
     def close(self) -> None:
@@ -78,6 +80,7 @@ class Log:
             self._reader.close()
         with self._writing:
             self._db.close()
+            self._head.close()
 
     def append(self, drafts: Sequence[Draft], *, fence: Fence | None = None) -> list[int]:
         """The seq of each draft, when all are on the disk. A (kind, key) that exists is not
@@ -149,9 +152,10 @@ class Log:
     def verify(self) -> tuple[int, list[str]]:
         """The number of entries and the problems found, empty when all is well; never raises for
         what is wrong in the file."""
+        known = head.read(self.path)  # first: others append meanwhile
         try:
             with guarded(self.path), closing(connect(self.path)) as db:
-                return audit(db)
+                return audit(db, known)
         except StoreError as error:
             return 0, [str(error)]
 
@@ -188,6 +192,7 @@ class Log:
             if isinstance(error, Exception):
                 return
             raise
+        self._head.note(*self._end)
         for job, result in zip(jobs, results, strict=True):
             if isinstance(result, StoreError):
                 job.done.set_exception(result)
@@ -209,7 +214,7 @@ class Log:
             seqs = []
             for row in job.rows:
                 digest = link(prev, seq + 1, row.names, row.at, row.body)
-                if self._insert(seq + 1, row, (prev, digest)):
+                if _insert(self._db, seq + 1, row, (prev, digest)):
                     seq, prev = seq + 1, digest
                     seqs.append(seq)
                     if row.fact is not None:
@@ -219,16 +224,8 @@ class Log:
             results.append(seqs)
         for sql, group in groupby(noted, key=itemgetter(0)):
             self._db.executemany(sql, [values for _, values in group])
+        self._end = seq, prev
         return results
-
-    def _insert(self, seq: int, row: _Packed, hashes: tuple[bytes, bytes]) -> bool:
-        """Whether the row is new; its name decides, within SQLite, so that nobody asks twice."""
-        done = self._db.execute(
-            "INSERT INTO entry (seq, kind, key, scope, at, body, prev, hash)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, key) DO NOTHING",
-            (seq, *row.names, row.at, row.body, *hashes),
-        )
-        return done.rowcount == 1
 
     def _change(self, change: Callable[[sqlite3.Connection], T]) -> T:
         """Run a small write in a transaction of its own."""
@@ -249,6 +246,16 @@ class Log:
     def _fetch(self, sql: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         with guarded(self.path), self._reading:
             return self._reader.execute(sql, values).fetchall()
+
+
+def _insert(db: sqlite3.Connection, seq: int, row: _Packed, hashes: tuple[bytes, bytes]) -> bool:
+    """Whether the row is new; its name decides, within SQLite, so that nobody asks twice."""
+    done = db.execute(
+        "INSERT INTO entry (seq, kind, key, scope, at, body, prev, hash)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, key) DO NOTHING",
+        (seq, *row.names, row.at, row.body, *hashes),
+    )
+    return done.rowcount == 1
 
 
 def _seq_of(db: sqlite3.Connection, row: _Packed) -> int:

@@ -44,8 +44,11 @@ def published(index: Path) -> Mark | None:
 
 
 def folders(index: Path) -> dict[Path, int]:
-    """The Chroma folders of an index and their numbers."""
-    found = {path: path.name.partition("-")[2] for path in index.glob("chroma-*")}
+    """The Chroma folders of an index and their numbers. Raises `StoreError`."""
+    try:
+        found = {path: path.name.partition("-")[2] for path in index.glob("chroma-*")}
+    except OSError as error:
+        raise StoreError(f"the index `{index}` cannot be read: {error}") from error
     return {path: int(number) for path, number in found.items() if number.isdecimal()}
 
 
@@ -70,9 +73,13 @@ def publish(index: Path, mark: Mark) -> None:
 @contextmanager
 def locked(index: Path, how: int, seconds: float) -> Iterator[bool]:
     """Whether this process got the lock of an index (`fcntl.LOCK_EX` or `LOCK_SH`) within
-    `seconds`; the system frees it on any death."""
+    `seconds`; the system frees it on any death. Raises `StoreError` when it cannot be opened."""
     deadline = time.monotonic() + seconds
-    with open(index / "lock", "a") as file:
+    try:
+        lock = open(index / "lock", "a")  # noqa: SIM115 (closed below, by name)
+    except OSError as error:
+        raise StoreError(f"the index `{index}` cannot be locked: {error}") from error
+    with lock as file:
         while True:
             try:
                 fcntl.flock(file, how | fcntl.LOCK_NB)
@@ -90,13 +97,16 @@ def digests(folder: Path) -> dict[str, str]:
 
     A segment that Chroma has not written out yet is passed over: it has no metadata file, Chroma
     makes its files anew whenever it is opened (`length.bin` then holds whatever was in memory), and
-    its vectors are in SQLite.
+    its vectors are in SQLite. Raises `StoreError` when one cannot be read.
     """
     found = {}
-    written = {path.parent for path in folder.glob("*/index_metadata.pickle")}
-    for path in sorted(path for segment in written for path in segment.iterdir()):
-        with open(path, "rb") as file:
-            found[str(path.relative_to(folder))] = hashlib.file_digest(
-                file, lambda: hashlib.blake2b(digest_size=16)
-            ).hexdigest()
+    try:
+        written = {path.parent for path in folder.glob("*/index_metadata.pickle")}
+        for path in sorted(path for segment in written for path in segment.iterdir()):
+            with open(path, "rb") as file:
+                found[str(path.relative_to(folder))] = hashlib.file_digest(
+                    file, lambda: hashlib.blake2b(digest_size=16)
+                ).hexdigest()
+    except OSError as error:
+        raise StoreError(f"the index `{folder.parent}` cannot be read: {error}") from error
     return found

@@ -19,6 +19,8 @@ from agentloop.store.mark import KINDS
 _HNSW = {"space": "cosine", "ef_search": 800}
 """Of 100,000 vectors (eight of each) Chroma's own breadth of 100 finds 90 % of the ten nearest in
 1.5 ms, 400 finds 98 % in 2.5 ms, and 800 found all in 3.6 ms."""
+_PANIC = "PanicException"
+"""What Chroma's Rust raises where it did not expect an error of the system; no `Exception`."""
 Hit = tuple[str, float]
 """(key of an entry, cosine distance in [0, 2])."""
 
@@ -92,7 +94,9 @@ class Vectors:
         with self._lock:
             try:
                 yield
-            except Exception as error:
+            except BaseException as error:
+                if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+                    raise
                 raise StoreError(
                     f"the index `{self.path.parent}` cannot be used: {error}; "
                     "run: agentloop store reindex"

@@ -85,6 +85,8 @@ class Recorder:
         if ids:
             self._sampled.setdefault(key, {})[message.content] = ids
         self._replied.add(parent)
+        told = completion.sampling is not None  # how it was sampled, and so by which policy
+        policy = completion.policy if told or completion.policy is not None else request.policy
         self._append(
             Node(
                 parent=parent,
@@ -92,8 +94,8 @@ class Recorder:
                 token_ids=ids,
                 sampled=True,
                 logprobs=completion.logprobs if exact else None,
-                policy=completion.policy if completion.policy is not None else request.policy,
-                sampling=request.sampling,
+                policy=policy,
+                sampling=completion.sampling or request.sampling,
                 finish_reason=completion.finish_reason,
                 fallback=completion.fallback,
             ),

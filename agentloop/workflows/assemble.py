@@ -193,7 +193,7 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
                 native_tools=not model_spec.local,
             ),
             model=model, reward=loaded.build(_reward(spec, model_spec)),
-            tools=_tools(loaded, sandbox), limits=spec.limits,
+            tools=open_tools(loaded, sandbox), limits=spec.limits,
             decoding=Sampling(**spec.decoding.model_dump()), embedder=WordLlamaEmbedder(),
             sandbox=sandbox, home=options.home, policies=Policies(options.home / "policies"),
             trainer=_trainer(model_spec, options.progress), server=server, base_model=base,
@@ -304,7 +304,8 @@ def _reward(workflow: Workflow, spec: ModelSpec) -> PartSpec:
     return (scripted.reward if scripted else None) or workflow.reward
 
 
-def _tools(loaded: Loaded, sandbox: Sandbox) -> list[Tool]:
+def open_tools(loaded: Loaded, sandbox: Sandbox) -> list[Tool]:
+    """The tools that a workflow lends to its agent."""
     made: list[Tool] = []
     for name in loaded.spec.tools:
         if name == "python":

@@ -45,7 +45,7 @@ for one, other in ((START, "ask"), ("ask", "act"), ("act", "again"), ("again", E
     builder.add_edge(one, other)
 graph = builder.compile()
 '''
-PARTS = '''\
+PARTS = """\
 from pathlib import Path
 
 
@@ -53,7 +53,7 @@ def replies(request):
     with (Path(__file__).parent / "calls.txt").open("a") as file:
         file.write(request.messages[-1].content + "\\n")
     return "Answer: 42"
-'''
+"""
 
 
 def agentloop(*arguments: str) -> "subprocess.CompletedProcess[str]":
