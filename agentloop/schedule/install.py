@@ -18,7 +18,6 @@ from agentloop.errors import UsageError
 _UNIT = """\
 [Unit]
 Description=agentloop: cycles of {name}
-After=network-online.target
 
 [Service]
 ExecStart={command}
