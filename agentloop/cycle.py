@@ -8,10 +8,8 @@ instead of being made again.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from itertools import count
 
@@ -29,14 +27,11 @@ from agentloop.lanes.decide import Decision, Judge
 from agentloop.records import Json, Proposal, content_id
 from agentloop.store.archive import Archive
 from agentloop.store.exchange import foreign
-from agentloop.store.leases import holder
-from agentloop.store.log import Log
-from agentloop.store.query import Fence
+from agentloop.store.held import leased
+from agentloop.store.query import Fence, Fences
 from agentloop.trajectories.codec import from_json, to_json
 from agentloop.workflows.assemble import Kit
 from agentloop.workflows.report import Cost, Report, make_report
-
-LEASE_SECONDS = 120.0
 
 
 def open_cycle(
@@ -57,17 +52,11 @@ def open_cycle(
     while archive.log.get("cycle", following := next(ids)) is not None:
         current = following
     begun = archive.log.get("cycle", current)
-    report = archive.step(current, "report") if begun else None
     if begun is None or again:
         return (current if begun is None else following), None
-    changed = isinstance(begun.body, dict) and begun.body["plan"] != plan
-    if changed:
-        raise UsageError(
-            f"`{workflow}`, its model or its tasks are not those that cycle {current} began with; "
-            "repeat its options, or start another with --again"
-        )
-    if report is not None:
-        return current, from_json(Report, report)
+    known = reopen(archive, workflow, current, plan=plan)
+    if known is not None:
+        return current, known
     if not resume:
         raise UsageError(
             f"cycle {current} of `{workflow}` with seed {seed} is unfinished; "
@@ -76,12 +65,28 @@ def open_cycle(
     return current, None
 
 
+def reopen(archive: Archive, workflow: str, cycle_id: str, *, plan: str) -> Report | None:
+    """The report of a cycle that was finished, `None` of one that is to be run. Raises
+    `UsageError` when the workflow, its model or its tasks are not those that it began with."""
+    begun = archive.log.get("cycle", cycle_id)
+    if begun is None:
+        return None
+    if isinstance(begun.body, dict) and begun.body["plan"] != plan:
+        raise UsageError(
+            f"`{workflow}`, its model or its tasks are not those that cycle {cycle_id} began with; "
+            "repeat its options, or start another with --again"
+        )
+    report = archive.step(cycle_id, "report")
+    return None if report is None else from_json(Report, report)
+
+
 def _cycle_id(workflow: str, seed: int, number: int) -> str:
     return content_id("cycle", workflow, seed, number)
 
 
-async def cycle(kit: Kit) -> Report:
-    """Run (or finish) the kit's cycle and return its report."""
+async def cycle(kit: Kit, under: Fence | None = None) -> Report:
+    """Run (or finish) the kit's cycle and return its report. It promotes nothing when the lease
+    `under`, of a scheduler, was lost. Raises `LeaseHeld` while another process runs one."""
     bench = kit.bench
     started = time.monotonic()
     tasks = heldout.split(bench.tasks, kit.cycle_id, n=kit.heldout_n, lanes=kit.lane_n)
@@ -95,14 +100,15 @@ async def cycle(kit: Kit) -> Report:
         ids = [task.id for task in tasks.final]
         tasks = replace(tasks, use=heldout.use_of(bench.archive, kit.name, kit.cycle_id, ids))
         decision = await Judge(bench, kit.gate, tasks, kit.probes).decide(proposals)
-        record(kit, decision, fence)
+        fences: Fences = (fence, under) if under else fence
+        record(kit, decision, fences)
         cost = Cost(
             usd=kit.meter.total.usd,
             tokens=kit.meter.total.tokens,
             seconds=round(time.monotonic() - started, 1),
         )
         report = make_report(kit.cycle_id, proposals, decision, cost=cost, champion=bench.champion)
-        bench.archive.add_step(kit.cycle_id, "report", to_json(report), fence=fence)
+        bench.archive.add_step(kit.cycle_id, "report", to_json(report), fence=fences)
         return report
 
 
@@ -135,8 +141,8 @@ async def step(kit: Kit, name: str, make: Callable[[], Awaitable[Json]]) -> Json
     return known
 
 
-def record(kit: Kit, decision: Decision, fence: Fence) -> None:
-    """Every verdict into the log, and the promotion with it; a holder that lost its lease, or a
+def record(kit: Kit, decision: Decision, fence: Fences) -> None:
+    """Every verdict into the log, and the promotion with it; a holder that lost a lease, or a
     champion that was moved meanwhile, promotes nothing."""
     archive = kit.bench.archive
     for verdict in decision.verdicts:
@@ -145,31 +151,15 @@ def record(kit: Kit, decision: Decision, fence: Fence) -> None:
     promoted = decision.final is not None and decision.final.passed
     if not promoted or serving is None or serving.bundle == decision.bundle:
         return
+    reason = f"promoted by {kit.cycle_id}"
+    if any(pointer.reason == reason for pointer in archive.alias_history(kit.alias)):
+        return  # before it was killed; what a person did since stays
     if serving.bundle != kit.bench.champion:
         raise UsageError(
             f"`{kit.name}` was given another champion while cycle {kit.cycle_id} ran; "
             "judge against that one with --again"
         )
-    reason = f"promoted by {kit.cycle_id}"
     archive.point(kit.alias, decision.bundle, reason=reason, scope=kit.name, fence=fence)
-
-
-@asynccontextmanager
-async def leased(log: Log, name: str) -> AsyncIterator[tuple[str, int]]:
-    """Hold a lease while the block runs, renewed well before it would expire."""
-    token = log.lease(name, holder(), LEASE_SECONDS)
-
-    async def renew() -> None:
-        while True:
-            await asyncio.sleep(LEASE_SECONDS / 3)
-            await asyncio.to_thread(log.renew, name, token, LEASE_SECONDS)
-
-    heart = asyncio.create_task(renew())
-    try:
-        yield name, token
-    finally:
-        heart.cancel()
-        log.release(name, token)
 
 
 def _value(value: Json) -> Callable[[], Awaitable[Json]]:

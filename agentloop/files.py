@@ -7,6 +7,7 @@ and sha256 of every other file. Renaming never replaces anything: artifacts are 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -58,6 +59,12 @@ def new_directory(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise StoreError(f"`{path}` cannot be written: {error.strerror}") from error
         raise
+
+
+def discard_drafts(path: Path) -> None:
+    """Remove what writers of `path` that were killed had begun. Nobody may be writing it now."""
+    for draft in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_manifest(directory: Path, about: dict[str, Any]) -> None:

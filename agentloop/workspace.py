@@ -76,12 +76,17 @@ class Workspace:
         return next((p for root in self.roots if (p := root.joinpath(*parts)).exists()), None)
 
 
+def home_path(given: str | os.PathLike[str] | None = None) -> Path:
+    """Where `home` is, without a look at it."""
+    return Path(given or os.environ.get("AGENTLOOP_HOME") or ".agentloop").expanduser().resolve()
+
+
 def home(given: str | os.PathLike[str] | None = None, *, create: bool = True) -> Path:
     """The state directory: `given`, else `$AGENTLOOP_HOME`, else `./.agentloop`.
 
     Raises `UsageError` when it cannot be made or written to.
     """
-    path = Path(given or os.environ.get("AGENTLOOP_HOME") or ".agentloop").expanduser().resolve()
+    path = home_path(given)
     if not create and not path.is_dir():
         raise UsageError(f"there is no home at `{path}`; give another with --home DIR")
     try:

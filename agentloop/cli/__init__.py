@@ -61,6 +61,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _continue(arguments: list[str]) -> str:
+    if arguments[:1] == ["schedule"]:
+        return "; an unfinished cycle goes on when the scheduler is started again"
     return "; continue with --resume" if arguments[:1] in (["cycle"], ["run"], ["eval"]) else ""
 
 

@@ -1,4 +1,4 @@
-"""Commands that run an agent: run, eval, cycle, check, schedule."""
+"""Commands that run an agent: run, eval, cycle, check."""
 
 from __future__ import annotations
 
@@ -183,33 +183,3 @@ def check(
             (r.id, r.metric, f"{r.op} {r.bar:g}", r.summary(), r.met()) for r in results
         ]))  # fmt: skip
     return 0 if all(r.ok for r in results if r.values or not stale) else 1
-
-
-def schedule(
-    workflow: opt.Workflow,
-    every: Annotated[str, typer.Option("--every", help="Interval: 30m, 6h, 1d.")] = "1d",
-    cycles: Annotated[int | None, typer.Option("--cycles", min=1, help="How many.")] = None,
-    seed: opt.Seed = 0, model: opt.ModelName = None, tasks: opt.TasksSpec = None,
-    home: opt.Home = None, workspace: opt.Space = None, dry_run: opt.DryRun = False,
-    settings: opt.Settings = None,
-) -> int:  # fmt: skip
-    """Run cycles at an interval. One scheduler per home; an unfinished cycle is resumed first."""
-    from agentloop import schedule as scheduling
-    from agentloop.cli.session import Session
-
-    seconds = scheduling.interval(every)
-
-    def one_cycle(number: int) -> str:
-        session = Session.open(
-            workflow, home, workspace, model, tasks, seed + number, settings, False
-        )
-        report = asyncio.run(session.cycle(resume=True, again=False))
-        show.tell(f"cycle {report.cycle}: {report.state}, bundle {report.bundle}")
-        return report.state
-
-    session = Session.open(workflow, home, workspace, model, tasks, seed, settings, False)
-    if dry_run:
-        show.tell(f"a cycle of {workflow} every {seconds:.0f} s")
-        return print_cycle_plan(session)
-    scheduling.run(session.archive, workflow, one_cycle, every=seconds, cycles=cycles)
-    return 0

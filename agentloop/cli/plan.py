@@ -10,6 +10,7 @@ from agentloop.cli import show
 
 if TYPE_CHECKING:
     from agentloop.cli.session import Session
+    from agentloop.records import Json
     from agentloop.workflows.load import Loaded
     from agentloop.workflows.schema import PartSpec
 
@@ -68,17 +69,24 @@ def print_run_plan(session: Session, rollouts: int) -> int:
     return 0
 
 
-def print_cycle_plan(session: Session) -> int:
-    """The stages of a cycle with their counts and price."""
+def plan_of_cycle(session: Session) -> dict[str, Json]:
+    """Stages, calls and price of a cycle, at most."""
     from agentloop.workflows.assemble import price_of
 
     stages = cycle_plan(session.loaded)
     calls = sum(one.rollouts for one in stages) * session.loaded.spec.limits.turns
+    listed: list[Json] = [{"stage": one.stage, "rollouts_at_most": one.rollouts} for one in stages]
     usd = price_of(session.loaded, session.model, calls)
+    return {"stages": listed, "calls_at_most": calls, "usd_at_most": usd}
+
+
+def print_cycle_plan(session: Session) -> int:
+    """The stages of a cycle with their counts and price."""
+    plan = plan_of_cycle(session)
     if session.as_json:
-        listed = [{"stage": one.stage, "rollouts_at_most": one.rollouts} for one in stages]
-        opt.print_json({"stages": listed, "calls_at_most": calls, "usd_at_most": usd})
+        opt.print_json(plan)
         return 0
+    stages, calls, usd = cycle_plan(session.loaded), plan["calls_at_most"], plan["usd_at_most"]
     rows = [(one.stage, one.rollouts, one.what) for one in stages]
     headings = ["stage", "rollouts at most", "what"]
     show.console().print(show.table("plan of one cycle", headings, rows))

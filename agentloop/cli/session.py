@@ -18,7 +18,7 @@ from agentloop.errors import UsageError
 from agentloop.ports import Split
 from agentloop.records import Bundle, Episode, Purpose, Usage
 from agentloop.store.archive import Archive
-from agentloop.store.query import Query
+from agentloop.store.query import Fence, Query
 from agentloop.trajectories.summary import Summary, summarise
 from agentloop.workflows.load import Loaded, load
 from agentloop.workflows.report import Report
@@ -165,16 +165,27 @@ class Session:
 
     async def cycle(self, *, resume: bool, again: bool) -> Report:
         """Run, continue or report again the cycle of this workflow, home and seed."""
-        from agentloop.cycle import cycle, open_cycle
-        from agentloop.workflows.assemble import Options, assemble, plan_hash
+        from agentloop.cycle import open_cycle
+        from agentloop.workflows.assemble import plan_hash
 
         plan = plan_hash(self.loaded, self.model, self.tasks, self.seed)
-        cycle_id, finished = open_cycle(
+        self.run_id, finished = open_cycle(
             self.archive, self.loaded.name, self.seed, plan=plan, resume=resume, again=again
         )
-        self.run_id = cycle_id
+        return finished or await self.cycle_of(self.run_id)
+
+    async def cycle_of(self, cycle_id: str, under: Fence | None = None) -> Report:
+        """Run, continue or report again the cycle of that id; `under` is a scheduler's lease."""
+        from agentloop.cycle import cycle, reopen
+        from agentloop.workflows.assemble import Options, assemble, plan_hash
+        from agentloop.workflows.month import Ledger
+
+        name, self.run_id = self.loaded.name, cycle_id
+        plan = plan_hash(self.loaded, self.model, self.tasks, self.seed)
+        finished = reopen(self.archive, name, cycle_id, plan=plan)
         if finished is not None:
             return finished
+        budget = Ledger(self.archive, name).within(self.loaded.spec.budget, cycle_id)
         with show.LiveProgress(show.console(as_json=True)) as progress:
             options = Options(
                 run=cycle_id,
@@ -185,10 +196,11 @@ class Session:
                 home=self.home,
                 progress=progress,
                 plan=plan,
+                budget=budget,
             )
             self._tell_unused()
             async with assemble(self.loaded, self.archive, options) as kit:
-                return await cycle(kit)
+                return await cycle(kit, under)
 
     # --- what a person sees ---
 

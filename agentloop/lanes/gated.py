@@ -16,6 +16,7 @@ from agentloop.errors import BudgetReached
 from agentloop.lanes.bench import Bench
 from agentloop.lanes.heldout import SPARE, drawn
 from agentloop.records import Episode, Json, Task
+from agentloop.store.archive import Archive
 from agentloop.store.query import Query
 from agentloop.tasks.files import Jsonl
 
@@ -36,15 +37,20 @@ class GatedBench(Bench):
         """As a `Bench`, but an episode that was cut out of another was never rolled out."""
         if self.max_rollouts is None:
             return
-        logged = self.archive.read(Query(kinds=("episode",), run=self.run))
-        named = self.archive.read(Query(kinds=("step",), prefix=f"{self.run}/{_CUT}"))
-        cut = {name for one in named if isinstance(one.body, list) for name in one.body}
-        made = sum(one.key not in cut for one in logged)
+        made = rollouts_of(self.archive, self.run)
         if made + rollouts > self.max_rollouts:
             raise BudgetReached(
                 f"{made} of {self.max_rollouts} rollouts are used and {rollouts} more are needed; "
                 "raise `budget.rollouts` and continue"
             )
+
+
+def rollouts_of(archive: Archive, run: str) -> int:
+    """How many rollouts a run has made; an episode that was cut out of another was none."""
+    logged = archive.log.chosen(Query(kinds=("episode",), run=run))
+    named = archive.read(Query(kinds=("step",), prefix=f"{run}/{_CUT}"))
+    cut = {name for one in named if isinstance(one.body, list) for name in one.body}
+    return len(logged - cut)
 
 
 def note_cut(bench: Bench, name: str, episodes: Sequence[Episode]) -> None:

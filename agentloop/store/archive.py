@@ -30,7 +30,7 @@ from agentloop.store.embed import WordLlamaEmbedder
 from agentloop.store.index import Index, IndexBusy
 from agentloop.store.log import Log
 from agentloop.store.mark import KINDS as INDEXED
-from agentloop.store.query import Draft, Entry, Fence, Query
+from agentloop.store.query import Draft, Entry, Fences, Query
 from agentloop.store.versions import Versions
 from agentloop.trajectories.codec import from_json, to_json
 
@@ -121,7 +121,7 @@ class Archive(Versions):
         return None if entry is None else entry.body
 
     def add_step(
-        self, cycle: str, name: str, output: Json, *, scope: str = "", fence: Fence | None = None
+        self, cycle: str, name: str, output: Json, *, scope: str = "", fence: Fences | None = None
     ) -> None:
         """Note that a stage finished and what it gave (not `None`); the first note stays."""
         draft = Draft(kind="step", key=f"{cycle}/{name}", body=output, scope=scope)

@@ -1,7 +1,9 @@
 """A name in, the right to act under it out: leases with fencing tokens, in the log's own file.
 
 The token grows with every new holder, and an append may carry it: a holder that slept past its
-time and wakes up is refused inside the transaction, whatever its clock says.
+time and wakes up is refused inside the transaction, whatever its clock says. Expiry is measured
+with the monotonic clock, which all processes of a machine share (SQLite's WAL keeps a log on one
+machine), so that setting the machine's clock neither ends nor prolongs a lease.
 """
 
 from __future__ import annotations
@@ -11,15 +13,26 @@ import sqlite3
 import time
 
 from agentloop.errors import StoreError
-from agentloop.store.query import Fence
+from agentloop.store.query import Fence, Fences
+
+
+class LeaseHeld(StoreError):
+    """Another process works under this name."""
+
+
+class LeaseLost(StoreError):
+    """Another process took the lease over; what carries the old token is refused."""
 
 
 def take(db: sqlite3.Connection, name: str, holder: str, ttl: float) -> int:
-    """The new token; raises `StoreError` when someone holds the lease (the same holder too)."""
-    now = time.time()
+    """The new token; raises `LeaseHeld` when someone holds the lease (the same holder too).
+
+    All who take a name give the same `ttl`. An expiry further away than that is one of before the
+    machine was started again, and counts as past."""
+    now = time.monotonic()
     row = db.execute("SELECT token, holder, expires FROM lease WHERE name = ?", (name,)).fetchone()
-    if row and row[1] is not None and row[2] > now and not gone(row[1]):
-        raise StoreError(
+    if row and row[1] is not None and 0 < row[2] - now <= ttl and not gone(row[1]):
+        raise LeaseHeld(
             f"`{name}` is held by {row[1]} for {row[2] - now:.0f} more seconds; "
             "wait for it to finish or to expire"
         )
@@ -51,19 +64,20 @@ def gone(name: str) -> bool:
     return False
 
 
-def check(db: sqlite3.Connection, fence: Fence) -> None:
-    """Raises `StoreError` unless the token is the latest one and was not released. An expired
+def check(db: sqlite3.Connection, fences: Fences) -> None:
+    """Raises `LeaseLost` unless each token is the latest one and was not released. An expired
     lease that nobody took since is still good: no one else can have acted under it."""
-    name, token = fence
-    row = db.execute("SELECT token, holder FROM lease WHERE name = ?", (name,)).fetchone()
-    if row is None or row[0] != token or row[1] is None:
-        raise StoreError(f"the lease `{name}` was lost to another process; nothing was written")
+    for name, token in fences if isinstance(fences[0], tuple) else (fences,):
+        row = db.execute("SELECT token, holder FROM lease WHERE name = ?", (name,)).fetchone()
+        if row is None or row[0] != token or row[1] is None:
+            raise LeaseLost(f"the lease `{name}` was lost to another process; nothing was written")
 
 
 def extend(db: sqlite3.Connection, fence: Fence, ttl: float) -> None:
-    """Hold it for `ttl` seconds from now; raises `StoreError` when it was lost."""
+    """Hold it for `ttl` seconds from now; raises `LeaseLost` when it was lost."""
     check(db, fence)
-    db.execute("UPDATE lease SET expires = ? WHERE name = ?", (time.time() + ttl, fence[0]))
+    expires = time.monotonic() + ttl
+    db.execute("UPDATE lease SET expires = ? WHERE name = ?", (expires, fence[0]))
 
 
 def drop(db: sqlite3.Connection, fence: Fence) -> None:

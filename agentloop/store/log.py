@@ -25,7 +25,7 @@ from agentloop.errors import StoreError
 from agentloop.store import facts, head, leases
 from agentloop.store.chain import GENESIS, audit, link, pack, unpack
 from agentloop.store.migrations import migrate
-from agentloop.store.query import Draft, Entry, Fence, Query, names, select
+from agentloop.store.query import Draft, Entry, Fences, Query, names, select
 from agentloop.store.sqlite import connect, guarded, writing
 from agentloop.trajectories.redact import Redactor
 
@@ -47,7 +47,7 @@ class _Packed:
 @dataclass(slots=True)
 class _Job:
     drafts: Sequence[Draft]
-    fence: Fence | None
+    fence: Fences | None
     done: Future[list[int]] = field(default_factory=Future)
     rows: list[_Packed] = field(default_factory=list)
 
@@ -82,7 +82,7 @@ class Log:
             self._db.close()
             self._head.close()
 
-    def append(self, drafts: Sequence[Draft], *, fence: Fence | None = None) -> list[int]:
+    def append(self, drafts: Sequence[Draft], *, fence: Fences | None = None) -> list[int]:
         """The seq of each draft, when all are on the disk. A (kind, key) that exists is not
         written again: the first write wins and its seq is returned. All drafts are written, or
         none. Raises `StoreError`, also when `fence` is no longer the latest."""
@@ -95,7 +95,7 @@ class Log:
         return job.done.result()
 
     async def append_async(
-        self, drafts: Sequence[Draft], *, fence: Fence | None = None
+        self, drafts: Sequence[Draft], *, fence: Fences | None = None
     ) -> list[int]:
         """`append` that lets other tasks run meanwhile, and shares its commit with theirs."""
         return await asyncio.wrap_future(self._submit(drafts, fence))
@@ -138,11 +138,11 @@ class Log:
 
     def lease(self, name: str, holder: str, ttl: float) -> int:
         """Take the lease `name` for `ttl` seconds: a token that grows with each holder. Raises
-        `StoreError` when it is held."""
+        `LeaseHeld`, a `StoreError`, when it is held."""
         return self._change(lambda db: leases.take(db, name, holder, ttl))
 
     def renew(self, name: str, token: int, ttl: float) -> None:
-        """Hold a lease for `ttl` seconds from now; raises `StoreError` when it was lost."""
+        """Hold a lease for `ttl` seconds from now; raises `LeaseLost` when it was lost."""
         self._change(lambda db: leases.extend(db, (name, token), ttl))
 
     def release(self, name: str, token: int) -> None:
@@ -159,7 +159,7 @@ class Log:
         except StoreError as error:
             return 0, [str(error)]
 
-    def _submit(self, drafts: Sequence[Draft], fence: Fence | None) -> Future[list[int]]:
+    def _submit(self, drafts: Sequence[Draft], fence: Fences | None) -> Future[list[int]]:
         job = _Job(drafts, fence)
         self._waiting.append(job)
         try:

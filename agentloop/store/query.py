@@ -14,6 +14,8 @@ from agentloop.records import Json, Purpose, record
 
 Fence: TypeAlias = tuple[str, int]
 """(name of a lease, token that its holder was given)."""
+Fences: TypeAlias = Fence | tuple[Fence, ...]
+"""One, or several that must all be good."""
 
 
 @record

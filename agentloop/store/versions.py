@@ -12,7 +12,7 @@ from agentloop.errors import StoreError, UnknownName, UsageError
 from agentloop.records import Artifact, Bundle, Json, artifact_id, kind_of
 from agentloop.store.artifacts import KINDS, A, Pointer, artifact_of, find
 from agentloop.store.log import Log
-from agentloop.store.query import Draft, Entry, Fence, Query
+from agentloop.store.query import Draft, Entry, Fences, Query
 from agentloop.trajectories.codec import from_json, to_json
 
 
@@ -22,7 +22,7 @@ class Versions:
     def __init__(self, log: Log) -> None:
         self.log = log
 
-    def put(self, artifact: Artifact, *, scope: str = "", fence: Fence | None = None) -> str:
+    def put(self, artifact: Artifact, *, scope: str = "", fence: Fences | None = None) -> str:
         """Store a version; its id. One with the same content keeps its first parents."""
         name = artifact_id(artifact)
         draft = Draft(kind=kind_of(artifact), key=name, body=to_json(artifact), scope=scope)
@@ -48,7 +48,7 @@ class Versions:
         return [(e.key, from_json(kind, e.body), e.at) for e in self.log.read(query)]
 
     def point(
-        self, alias: str, bundle: str, *, reason: str, scope: str, fence: Fence | None = None
+        self, alias: str, bundle: str, *, reason: str, scope: str, fence: Fences | None = None
     ) -> None:
         """Let `alias` (`<workflow>/champion`) point at a bundle from now on. Raises `UnknownName`
         when there is no such bundle, `StoreError` when another process moved it meanwhile."""
@@ -73,7 +73,7 @@ class Versions:
         return [_pointer(entry) for entry in self.log.read(query)]
 
     def rollback(
-        self, name: str, *, reason: str = "rolled back", fence: Fence | None = None
+        self, name: str, *, reason: str = "rolled back", fence: Fences | None = None
     ) -> str:
         """Point an alias back at the bundle it had before the present one; that bundle's id. Done
         twice it goes back twice. Raises `UnknownName` and, with nothing before, `UsageError`."""
@@ -105,7 +105,7 @@ class Versions:
     def _find(self, name: str, kind: type[Any] | None) -> Entry:
         return find(self.log, name, (kind.__name__.lower(),) if kind else tuple(KINDS))
 
-    def _move(self, draft: Draft, fence: Fence | None) -> None:
+    def _move(self, draft: Draft, fence: Fences | None) -> None:
         """The number in the key makes it compare-and-append: of two processes that move an alias
         from the same state, one is told that it lost."""
         self.log.append([draft], fence=fence)

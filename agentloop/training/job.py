@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from agentloop.errors import StoreError, TrainingError, UsageError
+from agentloop.files import discard_drafts
 from agentloop.ports import Progress, silent
 from agentloop.records import TrainingJob, TrainingResult
 from agentloop.training.artifact import finished
@@ -70,8 +71,11 @@ class ProcessTrainer:
             log = (directory / "log.txt").open("wb")
         except OSError as error:
             raise StoreError(f"`{directory}` cannot be written: {error.strerror}") from error
-        with log:
-            code, last = await self._run(directory / "job.json", log)
+        try:
+            with log:
+                code, last = await self._run(directory / "job.json", log)
+        finally:  # a worker that was killed, now or with an earlier process, left its draft
+            discard_drafts(Path(job.out))
         if code == 2:
             raise UsageError(last)
         if code != 0:

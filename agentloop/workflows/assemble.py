@@ -27,6 +27,7 @@ from agentloop.models.scripted import Scripted
 from agentloop.policies.registry import Policies
 from agentloop.ports import Gate, Progress, Sandbox, Server, Tasks, Tool, Trainer, silent
 from agentloop.records import (
+    Budget,
     Bundle,
     Endpoint,
     Instruction,
@@ -92,6 +93,8 @@ class Options:
     tasks: str | None = None
     progress: Progress = silent
     plan: str = ""
+    budget: Budget | None = None
+    """Instead of the workflow's own: what is left of its month as well."""
 
 
 @dataclass
@@ -175,9 +178,10 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
         server, endpoint, base = await _serve(model_spec, options, stack)
         transport = connect(model_spec, scripted=_script(loaded, model_spec), endpoint=endpoint)
         stack.push_async_callback(transport.close)
-        before = stack.enter_context(counted(archive, options.run)) if spec.budget.seconds else 0.0
+        budget = options.budget or spec.budget
+        before = stack.enter_context(counted(archive, options.run)) if budget.seconds else 0.0
         meter = Meter(
-            spec.budget, prices(spec, model_spec), spent=archive.spent(options.run), seconds=before
+            budget, prices(spec, model_spec), spent=archive.spent(options.run), seconds=before
         )
         model = lend_model(
             spec, model_spec, transport, meter=meter, stack=stack,
@@ -200,7 +204,7 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
             workflow=loaded.name, run=options.run, seed=options.seed,
             champion=seed_champion(loaded, archive), progress=options.progress,
             concurrency=spec.concurrency,
-            max_rollouts=spec.budget.rollouts, gate_n=spec.heldout.n + spec.heldout.lanes,
+            max_rollouts=budget.rollouts, gate_n=spec.heldout.n + spec.heldout.lanes,
         )  # fmt: skip
         yield Kit(
             name=loaded.name, bench=bench, collector=loaded.build(spec.collect),

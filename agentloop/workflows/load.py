@@ -71,7 +71,7 @@ class Loaded:
         state = hashlib.blake2b(digest_size=16)
         # What may change without changing a result: a budget can be raised to go on.
         prose = {"title", "claim", "faithful", "reduced", "seed_paper", "checks"}
-        limits = {"budget", "prices", "concurrency", "rate", "retries", "cache"}
+        limits = {"budget", "schedule", "prices", "concurrency", "rate", "retries", "cache"}
         if not self.spec.fallbacks:
             limits.add("fallbacks")
         if not self.spec.command:

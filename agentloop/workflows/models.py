@@ -63,7 +63,9 @@ def check_calls(
                     "`cache: true` needs a model with a name, or another one's replies could be "
                     f"given out; write `model: {spec.base_url}#NAME`"
                 )
-    if workflow.budget.usd is None or workflow.budget.tokens is not None or model.local:
+    budgets = (workflow.budget, workflow.budget.month)
+    limited = [one for one in budgets if one.usd is not None and one.tokens is None]
+    if not limited or model.local:
         return  # tokens end a run whose dollars are not known
     meter = Meter(prices=prices(workflow, model))
     for spec in specs:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from agentloop.errors import UnknownName, UsageError
-from agentloop.records import Budget, Json, Limits
+from agentloop.records import Budget, Json, Limits, record
 
 Lanes = Literal["instructions", "skills", "policy"]
 Tier = Literal["unit", "toy", "lm"]
@@ -113,6 +113,41 @@ class Retries(_Strict):
     deadline: float = Field(default=300.0, gt=0.0)
 
 
+@record
+class Budgets(Budget):
+    """Of one run or cycle; `month` is of all cycles of the workflow in a calendar month, UTC."""
+
+    month: Budget = Budget()
+
+
+class When(_Strict):
+    """What starts a cycle beside the clock; a key left out starts none."""
+
+    trajectories: int | None = Field(default=None, ge=1)
+    """So many were logged by use (not by cycles) since the last cycle began."""
+    drift: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """The live reward fell; this is the chance of a false alarm between two cycles."""
+
+
+class Schedule(_Strict):
+    """When `agentloop schedule` starts cycles; its options come before these keys."""
+
+    cron: str = ""
+    """Five fields, in `timezone`."""
+    timezone: str = "UTC"
+    every: str = ""
+    """Instead of `cron`: `30m`, `6h`, `1d`."""
+    when: When = When()
+    missed: Literal["skip", "once", "all"] = "once"
+    """What becomes of the times that passed while nothing ran."""
+
+    @model_validator(mode="after")
+    def _one_clock(self) -> Schedule:
+        if self.cron and self.every:
+            raise ValueError("`cron` and `every` are two clocks; give one of them")
+        return self
+
+
 class Workflow(_Strict):
     """One workflow. Keys stand in the order in which data flows."""
 
@@ -137,7 +172,8 @@ class Workflow(_Strict):
     """Tasks that a challenger must still solve where the champion does; a row with `expect: fail`
     is one that nobody can, and passing it is proof of a fooled grader."""
     gate: PartField = PartSpec(use="agentloop.gates.sequential:Sequential")
-    budget: Budget = Budget()
+    budget: Budgets = Budgets()
+    schedule: Schedule = Schedule()
     prices: dict[str, Price] = Field(default_factory=dict)
     concurrency: int = Field(default=64, ge=1, le=1024)
     rate: Rate = Rate()
@@ -164,9 +200,13 @@ class Workflow(_Strict):
 
     @model_validator(mode="after")
     def _limits_allow_something(self) -> Workflow:
-        for name, section in (("limits", self.limits), ("budget", self.budget)):
-            for key, value in asdict(section).items():
-                if value is not None and value <= 0:
+        sections = {
+            "limits": asdict(self.limits), "budget": asdict(self.budget),
+            "budget.month": asdict(self.budget.month),
+        }  # fmt: skip
+        for name, section in sections.items():
+            for key, value in section.items():
+                if isinstance(value, int | float) and value <= 0:
                     raise ValueError(f"`{name}.{key}` must be above 0, or left out")
         return self
 
@@ -235,11 +275,13 @@ def _keys(model: type[Any], path: list[str]) -> list[str]:
         inner = type(held.default) if held and is_dataclass(held.default) else inner
     fields: Any = getattr(inner, "model_fields", None) or getattr(inner, "__dataclass_fields__", {})
     names = {
-        "limits": Limits.__dataclass_fields__, "budget": Budget.__dataclass_fields__,
+        "limits": Limits.__dataclass_fields__, "budget": Budgets.__dataclass_fields__,
+        "budget.month": Budget.__dataclass_fields__, "schedule": Schedule.model_fields,
+        "schedule.when": When.model_fields,
         "decoding": Decoding.model_fields, "heldout": HeldOut.model_fields,
         "checks": Check.model_fields, "scripted": ScriptedRun.model_fields,
         "prices": Price.model_fields, "rate": Rate.model_fields, "retries": Retries.model_fields,
     }  # fmt: skip
     if path and model is Workflow:
-        return list(names.get(path[0], {}))
+        return list(names.get(".".join(path)) or names.get(path[0], {}))
     return list(fields)

@@ -31,6 +31,12 @@ def counted(archive: Archive, run: str) -> Iterator[float]:
         archive.add_event(_ENDED, key, run, None)
 
 
+def seconds_of(archive: Archive, run: str) -> float:
+    """The seconds that processes worked on `run`; between its first and its last note where none
+    of them was `counted`."""
+    return _spent(archive, run)[0]
+
+
 def _spent(archive: Archive, run: str) -> tuple[float, int]:
     """Seconds, and how many processes there were."""
     of_run = archive.read(Query(scope=run))

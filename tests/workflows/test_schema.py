@@ -26,7 +26,7 @@ def test_the_least_workflow_and_its_defaults() -> None:
     [
         ({"tolls": []}, r"unknown key in `w`: `tolls`; did you mean `tools`"),
         ({"limits": {"turn": 1}}, r"key of `limits`.*`turn`; did you mean `turns`"),
-        ({"budget": {"x": 1}}, r"key of `budget`.*known: rollouts, seconds, tokens, usd"),
+        ({"budget": {"x": 1}}, r"key of `budget`.*known: month, rollouts, seconds, tokens, usd"),
         ({"heldout": {"lane": 1}}, r"did you mean `lanes`"),
         ({"decoding": {"temp": 1}}, r"`temp`; did you mean `temperature`"),
         ({"prices": {"m": {"promt": 1}}}, r"`promt`; did you mean `prompt`"),
