@@ -142,7 +142,7 @@ def record(kit: Kit, decision: Decision, fence: Fence) -> None:
             "judge against that one with --again"
         )
     reason = f"promoted by {kit.cycle_id}"
-    archive.point(kit.alias, decision.bundle, reason=reason, scope=kit.name, fence=fence)
+    archive.point(kit.promoted, decision.bundle, reason=reason, scope=kit.name, fence=fence)
 
 
 @asynccontextmanager

@@ -116,13 +116,16 @@ class Attempt:
     skills: tuple[str, ...] = ()
     subject: str = ""
     """Tells two attempts apart that differ in nothing else (a lane's trial, a stage)."""
+    history: tuple[Message, ...] = ()
+    """What was said before the task, when that is a turn of a conversation."""
 
     @cached_property
     def id(self) -> str:
         """The episode's id: equal orders have equal ids, so a repeated one is found, not paid."""
+        earlier = [[asdict(message) for message in self.history]] if self.history else []
         return content_id(
             "ep", self.run, self.subject, self.task.id, self.bundle, self.system, self.policy,
-            self.purpose, self.sample, asdict(self.sampling),
+            self.purpose, self.sample, asdict(self.sampling), *earlier,
         )  # fmt: skip
 
 

@@ -88,6 +88,8 @@ class Options:
     tasks: str | None = None
     progress: Progress = silent
     plan: str = ""
+    live: bool = False
+    """For conversations: no call is journaled or cached, no step kept."""
 
 
 @dataclass
@@ -103,6 +105,7 @@ class Kit:
     heldout_n: int
     lane_n: int
     plan: str
+    canary_first: bool = False
 
     @property
     def cycle_id(self) -> str:
@@ -114,10 +117,20 @@ class Kit:
         """The pointer that serves this workflow."""
         return alias_of(self.name)
 
+    @property
+    def promoted(self) -> str:
+        """The pointer that a cycle's promotion moves."""
+        return canary_of(self.name) if self.canary_first else self.alias
+
 
 def alias_of(workflow: str) -> str:
     """Name of the champion's pointer."""
     return f"{workflow}/champion"
+
+
+def canary_of(workflow: str) -> str:
+    """Name of the pointer to the bundle that gets a share of conversations."""
+    return f"{workflow}/canary"
 
 
 def check_model(loaded: Loaded, model: str | None, workspace: Workspace | None = None) -> ModelSpec:
@@ -175,7 +188,7 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
         )
         model = lend_model(
             spec, model_spec, transport, meter=meter, stack=stack,
-            journal=ScopedJournal(archive, options.run),
+            journal=None if options.live else ScopedJournal(archive, options.run),
         )  # fmt: skip
         graph = await _agent(loaded, options, stack)
         bench = GatedBench(
@@ -183,7 +196,10 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
             runner=Runner(
                 graph,
                 # a cycle (it has a plan) is resumed from the journal: checkpoints would only cost
-                checkpoints=None if options.plan else checkpoints(options.home, options.run),
+                checkpoints=(
+                    None if options.plan or options.live
+                    else checkpoints(options.home, options.run)
+                ),
                 native_tools=not model_spec.local,
             ),
             model=model, reward=loaded.build(_reward(spec, model_spec)),
@@ -201,6 +217,7 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
             lanes={name: loaded.build(part) for name, part in spec.lanes.items()},
             gate=loaded.build(spec.gate), meter=meter, heldout_n=spec.heldout.n,
             lane_n=min(spec.heldout.lanes, spec.heldout.n), plan=options.plan,
+            canary_first=spec.serve.promote == "canary",
         )  # fmt: skip
 
 
@@ -310,6 +327,7 @@ __all__ = [
     "Options",
     "alias_of",
     "assemble",
+    "canary_of",
     "check_model",
     "plan_hash",
     "price_of",

@@ -59,6 +59,8 @@ class Loaded:
         parts = [spec.tasks, spec.reward, spec.collect, spec.gate, *spec.lanes.values()]
         if spec.scripted is not None:
             parts += [spec.scripted.tasks, spec.scripted.reward or spec.reward]
+        if spec.serve.reward is not None:
+            parts.append(spec.serve.reward)
         for part in parts:
             self.build(part)
         if spec.command:
@@ -69,7 +71,7 @@ class Loaded:
         state = hashlib.blake2b(digest_size=16)
         # What may change without changing a result: a budget can be raised to go on.
         prose = {"title", "claim", "faithful", "reduced", "seed_paper", "checks"}
-        limits = {"budget", "prices", "concurrency", "rate", "retries", "cache"}
+        limits = {"budget", "prices", "concurrency", "rate", "retries", "cache", "serve"}
         if not self.spec.fallbacks:
             limits.add("fallbacks")
         if not self.spec.command:
