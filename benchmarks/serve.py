@@ -54,9 +54,7 @@ def measure(quick: bool) -> Result:
         further = [
             (more - first) / FURTHER for more, first in zip(overhead(long, who), one, strict=True)
         ]
-        checks.append(
-            Check(f"{who}: CPU ms of a further turn", median(further), 5.0, at_most=True)
-        )
+        checks.append(Check(f"{who}: CPU ms of a further turn", median(further), 5.0, at_most=True))
     return Result(rows, checks, ("aiohttp", "langgraph"))
 
 

@@ -225,9 +225,7 @@ def _sampling(body: _Body) -> Sampling:
 # --- out ----------------------------------------------------------------------------------------
 
 
-def body_of(
-    completion: Completion, name: str, *, fingerprint: str | None = None
-) -> dict[str, Any]:
+def body_of(completion: Completion, name: str, *, fingerprint: str | None = None) -> dict[str, Any]:
     """The JSON body of one reply; `name` is its `id`, `fingerprint` what stands behind it."""
     message: dict[str, Any] = {"role": "assistant", **_said(completion)}
     choice = {
@@ -263,9 +261,7 @@ def chunks_of(
         yield {**head, "choices": [], "usage": _usage(completion)}
 
 
-def _head(
-    completion: Completion, name: str, kind: str, fingerprint: str | None
-) -> dict[str, Any]:
+def _head(completion: Completion, name: str, kind: str, fingerprint: str | None) -> dict[str, Any]:
     return {
         "id": name, "object": kind, "created": int(time.time()), "model": completion.model,
         "system_fingerprint": fingerprint,

@@ -37,6 +37,7 @@ from agentloop.store.query import Query
 
 _GROUP = 256
 
+
 @dataclass(frozen=True)
 class Ready:
     """A bundle under which rollouts can begin: its policy is served."""

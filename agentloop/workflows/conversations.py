@@ -13,7 +13,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -50,7 +50,7 @@ class Conversations(Generic[T]):
         self._idle = idle
         self._known: OrderedDict[str, Conversation[T]] = OrderedDict()
         """By name, the one that was silent longest first."""
-        self._said: dict[bytes, deque[Conversation[T]]] = {}
+        self._said: dict[bytes, OrderedDict[Conversation[T], None]] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -68,8 +68,9 @@ class Conversations(Generic[T]):
         alike = self._said.get(digest(messages[: len(messages) - last]))
         if not alike:
             return None
-        alike.rotate(-1)
-        return alike[-1]
+        one = next(iter(alike))
+        alike.move_to_end(one)
+        return one
 
     def begin(self, name: str, ready: Ready) -> Conversation[T]:
         """A new one."""
@@ -77,16 +78,14 @@ class Conversations(Generic[T]):
         self._known[name] = one
         return one
 
-    def replied(
-        self, one: Conversation[T], messages: Sequence[Message], reply: Message
-    ) -> None:
+    def replied(self, one: Conversation[T], messages: Sequence[Message], reply: Message) -> None:
         """Know it by what was said from now on."""
         if self._known.get(one.name) is not one:
             return
         key = digest((*messages, reply))
         if key not in one.said:
             one.said.append(key)
-            self._said.setdefault(key, deque()).append(one)
+            self._said.setdefault(key, OrderedDict())[one] = None
 
     def touch(self, one: Conversation[T]) -> None:
         """It was used just now."""
@@ -101,7 +100,7 @@ class Conversations(Generic[T]):
         del self._known[one.name]
         for key in one.said:
             alike = self._said[key]
-            alike.remove(one)
+            del alike[one]
             if not alike:
                 del self._said[key]
         return True

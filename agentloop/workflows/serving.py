@@ -56,6 +56,8 @@ class Service:
         self._own = self._kept.agents()
         self._outsiders = Outsiders(self._kept, idle=self._idle, ended=self._ended)
         self._watches = [asyncio.create_task(one) for one in (self._follow(), self._judge())]
+        for watch in self._watches:
+            watch.add_done_callback(self._unwatched)
         return self
 
     async def __aexit__(
@@ -75,7 +77,7 @@ class Service:
 
     @property
     def broken(self) -> asyncio.Future[None]:
-        """Gets the error that kept a session from the log: then serving must stop."""
+        """Gets the error that kept a session from the log, or ended a watch: serving must stop."""
         return self._outsiders.broken
 
     # --- for clients ----------------------------------------------------------------------------
@@ -231,6 +233,12 @@ class Service:
             self._lineup.release(one.ready)
 
     # --- in the background ----------------------------------------------------------------------
+
+    def _unwatched(self, watch: asyncio.Task[None]) -> None:
+        """A watch ended by itself: a fault of ours, which must not go unseen."""
+        error = None if watch.cancelled() else watch.exception()
+        if error is not None and not self.broken.done():
+            self.broken.set_exception(error)
 
     async def _follow(self) -> None:
         """Follow the aliases, forget conversations that nobody continues."""

@@ -28,7 +28,6 @@ with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(
 """
 
 
-
 def program_workflow(root: Path, command: str, name: str, text: str) -> str:
     yaml = tiny_workflow.YAML.replace("tools: [python]\n", f"command: {command}\n")
     folder = tiny_workflow.make(root, yaml=yaml)

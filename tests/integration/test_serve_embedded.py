@@ -20,7 +20,7 @@ from local_server import make_adapter, smollm2
 from agentloop.files import sha256_of
 from agentloop.gateway.front import Front
 from agentloop.lanes.bench import Bench
-from agentloop.records import Bundle, Instruction, Policy
+from agentloop.records import Bundle, Instruction, TrainingResult
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
 from agentloop.workflows.assemble import Options, assemble
@@ -139,12 +139,11 @@ def test_adapters_are_swapped_and_rolled_back_under_requests(tmp_path: Path) -> 
             bundles = [first]
             for seed in range(2):
                 folder = make_adapter(smollm2(), tmp_path / f"adapter-{seed}", seed)
-                sha256 = sha256_of(folder / "adapter_model.safetensors")
-                name = one.archive.put(Policy(base=str(smollm2()), sha256=sha256))
-                shutil.copytree(folder, tmp_path / "home" / "policies" / name)
-                bundles.append(
-                    one.archive.put(Bundle(instruction=text, policies={"agent": name}))
+                made = TrainingResult(
+                    adapter=str(folder), sha256=sha256_of(folder / "adapter_model.safetensors")
                 )
+                name = one.archive.put(one.bench.policies.admit(made, base=str(smollm2())))
+                bundles.append(one.archive.put(Bundle(instruction=text, policies={"agent": name})))
 
             async def say() -> tuple[str, str]:
                 reply = await sdk.chat.completions.create(model="x", messages=HELLO)

@@ -20,6 +20,7 @@ import tiny_workflow
 
 from agentloop.gateway.front import Front
 from agentloop.lanes.bench import Bench
+from agentloop.policies.registry import Policies
 from agentloop.ports import Server
 from agentloop.records import Bundle, Endpoint, Episode, Instruction, Policy
 from agentloop.store.archive import Archive
@@ -47,8 +48,6 @@ PARTS = '''\
 
 import re
 
-from agentloop.records import Message, ToolCall
-
 
 def replies(request):
     system = next((m.content for m in request.messages if m.role == "system"), "")
@@ -59,9 +58,8 @@ def replies(request):
         return f"Answer: {marks} got {last.split()[-1]}"
     if last.startswith("compute"):
         return f"```python\\nprint({last.removeprefix('compute')})\\n```"
-    if last.startswith("call") and request.tools:
-        call = ToolCall(id="c-1", name=request.tools[0].name, arguments={"a": 2})
-        return Message(role="assistant", content="", tool_calls=(call,))
+    if last.startswith("call"):
+        return "```add\\n2\\n```"
     return f"Answer: {marks} turn {len(said)}"
 '''
 TOOL: Any = {
@@ -107,9 +105,7 @@ class Live:
     ) -> tuple[int, Any]:
         """A bare request; `headers` replace the token."""
         given = headers or {"Authorization": f"Bearer {self.front.token}"}
-        async with self.http.request(
-            method, self.root + path, json=body, headers=given
-        ) as answer:
+        async with self.http.request(method, self.root + path, json=body, headers=given) as answer:
             return answer.status, await answer.json()
 
     async def episodes(self, n: int) -> list[Episode]:
@@ -137,7 +133,12 @@ class Live:
 
 @asynccontextmanager
 async def live(
-    root: Path, *, serve: str = "", yaml: str = YAML, parts: str = PARTS, idle: float = 30.0,
+    root: Path,
+    *,
+    serve: str = "",
+    yaml: str = YAML,
+    parts: str = PARTS,
+    idle: float = 30.0,
     server: Server | None = None,
 ) -> AsyncIterator[Live]:
     """`serve` is the inside of the workflow's section; `server` stands for a model server."""
@@ -157,6 +158,8 @@ async def live(
         )
         async with assemble(loaded, archive, options) as kit, aiohttp.ClientSession() as http:
             kit.bench.server = server
+            if server is not None:
+                kit.bench.policies = Shelf(home)
             part = loaded.spec.serve.reward
             service = Service(
                 kit.bench, loaded.spec.serve, idle=idle, say=lines.append,
@@ -165,6 +168,13 @@ async def live(
             )  # fmt: skip
             async with service, Front(service) as front:
                 yield Live(archive, kit.bench, service, front, http, ended, lines)
+
+
+class Shelf(Policies):
+    """Every policy is there."""
+
+    def path(self, name: str) -> Path:
+        return self.root / name
 
 
 class ModelServer:

@@ -46,9 +46,7 @@ def test_a_share_of_conversations_goes_to_the_canary_and_stays_there(tmp_path: P
             assert 35 <= sum(got) <= 85  # 0.3 of 200, within four deviations
             for name in "abcdefgh":
                 head = {"x-agentloop-conversation": name}
-                prints = {
-                    (await ask(one, extra_headers=head)).system_fingerprint for _ in range(3)
-                }
+                prints = {(await ask(one, extra_headers=head)).system_fingerprint for _ in range(3)}
                 assert len(prints) == 1
             for _ in range(10):  # and without a name, as what it reads like
                 messages, prints = said("hi"), set()

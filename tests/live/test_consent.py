@@ -23,7 +23,9 @@ def on_disk(folder: Path) -> list[str]:
         for at in range(len(data)):  # the log's bodies are frames within its file
             if data.startswith(zstandard.FRAME_HEADER, at):
                 try:
-                    frames.append(zstandard.ZstdDecompressor().decompressobj().decompress(data[at:]))
+                    frames.append(
+                        zstandard.ZstdDecompressor().decompressobj().decompress(data[at:])
+                    )
                 except zstandard.ZstdError:
                     continue
         if any(PLANTED.encode() in frame for frame in frames):

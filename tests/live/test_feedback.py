@@ -10,11 +10,11 @@ from live_fixtures import TOOL, live, said
 from agentloop.store.query import Query
 from agentloop.workflows.canary import FEEDBACK, LIVE
 
-GRADER = '''\
+GRADER = """\
 
 def grade(answer, task):
     return 0.25
-'''
+"""
 
 
 def test_feedback_is_a_score_of_the_episode_also_days_later(tmp_path: Path) -> None:

@@ -61,9 +61,7 @@ def test_a_conversation_goes_to_the_agent_whole(tmp_path: Path) -> None:
         async with live(tmp_path) as one, one.client() as sdk:
             messages = said("hello")
             for turn in (1, 3, 5):
-                reply = await sdk.chat.completions.create(
-                    model="x", messages=messages, store=True
-                )
+                reply = await sdk.chat.completions.create(model="x", messages=messages, store=True)
                 text = reply.choices[0].message.content
                 assert text == f"MARK-0 base turn {turn}"
                 messages += [{"role": "assistant", "content": text}, *said("and then?")]
@@ -106,9 +104,7 @@ def test_with_tools_the_client_runs_the_agent_and_all_its_turns_are_one_trajecto
                 first.choices[0].message,
                 {"role": "tool", "tool_call_id": call.id, "content": "four"},
             ]
-            stream = await ask(
-                model="x", messages=messages, tools=[TOOL], store=True, stream=True
-            )
+            stream = await ask(model="x", messages=messages, tools=[TOOL], store=True, stream=True)
             text, _, [second] = await text_of(stream)
             assert text == "Answer: MARK-0 base got four"
             assert second.rpartition("-")[0] == first.id.rpartition("-")[0] and second != first.id
@@ -164,7 +160,8 @@ def test_errors_have_openais_shape(tmp_path: Path) -> None:
             with pytest.raises(openai.RateLimitError) as reached:
                 messages = said("call it")
                 for _ in range(5):
-                    await ask(model="x", messages=messages, tools=[TOOL])
+                    reply = await ask(model="x", messages=messages, tools=[TOOL])
+                    messages += [reply.choices[0].message, *said("call it")]
             assert reached.value.code == "turn_limit"
 
             async def down(request: Any) -> None:
