@@ -139,7 +139,7 @@ def canary(
             archive.retire(canary_of(name), reason="ended by hand")
         return _done(as_json, name, "would no longer be" if dry_run else "is no longer", now.bundle)
     past = canaries.decisions(archive, name)
-    standing = now and canaries.standing(archive, name, now, loaded.spec.serve)
+    standing = canaries.standing(archive, name, now, loaded.spec.serve) if now else None
     if as_json:
         shown = {**asdict(now), **asdict(standing)} if now and standing else None
         opt.print_json({"workflow": name, "canary": shown, "decisions": past})

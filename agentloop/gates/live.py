@@ -28,9 +28,9 @@ class Standing:
     reason: str
     pairs: int
     """Pairs up to the decision, or all there are."""
-    champion: float
-    """Mean over the pairs; 0 without one."""
-    canary: float
+    champion_mean: float
+    """Over the pairs; 0 without one."""
+    canary_mean: float
     gain: float
     """What a stake of 1 on "the canary is better" is worth at most so far."""
     harm: float

@@ -36,7 +36,7 @@ CONVERSATION = "x-agentloop-conversation"
 its messages."""
 BUNDLE = "x-agentloop-bundle"
 """Reply header: the bundle that answered."""
-ENDING = 4.0
+ENDING = 3.0
 """Seconds that calls under way have to end in when the server stops."""
 _LONGEST_NAME = 200
 

@@ -59,7 +59,10 @@ async def listen(app: web.Application, host: str, port: int, *, ending: float) -
     """Serve `app`; its address is in `runner.addresses`, and `runner.cleanup()` gives calls under
     way `ending` seconds. Raises `UsageError` for a port that cannot be used."""
     # With `handler_cancellation` a client that goes away ends its call.
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=ending, handler_cancellation=True)
+    runner = web.AppRunner(
+        app, access_log=None, handler_cancellation=True,
+        shutdown_timeout=ending / 2,  # aiohttp waits so long twice
+    )  # fmt: skip
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()

@@ -150,7 +150,7 @@ def act(archive: Archive, workflow: str, canary: Canary, decided: Standing) -> N
         body: dict[str, Json] = {
             "action": decided.action, "reason": decided.reason, "canary": canary.bundle,
             "champion": canary.champion, "pairs": decided.pairs,
-            "champion_mean": decided.champion, "canary_mean": decided.canary,
+            "champion_mean": decided.champion_mean, "canary_mean": decided.canary_mean,
             "gain": decided.gain, "harm": decided.harm, "differences": list(decided.differences),
         }  # fmt: skip
         row = Draft(kind=DECISION, key=f"{canary.name}/{canary.since}", body=body, scope=workflow)

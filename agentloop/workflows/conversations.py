@@ -14,7 +14,7 @@ import json
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -54,9 +54,6 @@ class Conversations(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._known)
-
-    def __iter__(self) -> Iterator[Conversation[T]]:
-        return iter(self._known.values())
 
     def find(self, name: str | None, messages: Sequence[Message]) -> Conversation[T] | None:
         """The one that goes on: by its name if it has one."""

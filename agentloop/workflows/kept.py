@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
@@ -26,9 +27,9 @@ from agentloop.store.query import Query
 from agentloop.workflows.canary import FEEDBACK, LIVE
 from agentloop.workflows.lineup import Say
 
-ENDING = 2.0
+ENDING = 1.5
 """Seconds that rollouts have to end and be logged in when the server stops, and as many when they
-had to be cancelled."""
+had to be cancelled: with `gateway.front.ENDING` and the model server's end it stays below ten."""
 _ID = re.compile(r"(?:chatcmpl-)?(ep-[0-9a-f]{16})(?:-\d+)?")
 
 T = TypeVar("T")
@@ -66,7 +67,7 @@ class Kept:
         )
 
     async def roll_out(
-        self, batch: Batch, attempt: Attempt, store: bool,
+        self, batch: Batch, attempt: Attempt, *, store: bool,
         score: Callable[[], float | None] = lambda: None,
     ) -> Episode | None:  # fmt: skip
         """Roll out and, with consent to `store`, log what became of it and its `score`, also when
@@ -100,13 +101,17 @@ class Kept:
 
     async def close(self) -> None:
         """Wait for what is under way, cancel what takes too long; all of it is logged."""
-        if self._tasks:
-            _, left = await asyncio.wait(self._tasks, timeout=ENDING)
-            for task in left:
-                task.cancel()
-            if left:
-                await asyncio.wait(left, timeout=ENDING)
+        await self._settled()
+        for task in self._tasks:
+            task.cancel()
+        await self._settled()
         self._stack.close()
+
+    async def _settled(self) -> None:
+        """Until nothing is under way, or so long; what ends may begin another task."""
+        end = time.monotonic() + ENDING
+        while self._tasks and (left := end - time.monotonic()) > 0:
+            await asyncio.wait(self._tasks, timeout=left)
 
     async def _keep(self, episode: Episode, score: float | None) -> None:
         await self.bench.archive.add_episodes([episode], scope=self.bench.workflow)

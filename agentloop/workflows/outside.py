@@ -85,7 +85,7 @@ class Outsiders:
         episode: Episode | None = None
         try:
             episode = await self._kept.roll_out(
-                self._batch, rollout.attempt, rollout.store, lambda: rollout.score
+                self._batch, rollout.attempt, store=rollout.store, score=lambda: rollout.score
             )
         except StoreError as error:
             if not self.broken.done():

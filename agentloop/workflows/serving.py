@@ -163,7 +163,7 @@ class Service:
                 "agent of your own, send its `tools`"
             )
         attempt = self._attempt(one, call, last.content, history)
-        work = self._kept.roll_out(self._own, attempt, self._may_store(call))
+        work = self._kept.roll_out(self._own, attempt, store=self._may_store(call))
         episode = await self._kept.task(work)  # whose cancellation is the rollout's
         if episode is None:
             raise LimitReached("cancelled", "the rollout was stopped")

@@ -71,6 +71,11 @@ TOOL: Any = {
 }
 
 
+def text_of(reply: Any) -> str:
+    """What a reply says."""
+    return str(reply["choices"][0]["message"]["content"])
+
+
 def said(*texts: str) -> Any:
     """A conversation, the user's turn first."""
     roles = ("user", "assistant")
@@ -107,6 +112,17 @@ class Live:
         given = headers or {"Authorization": f"Bearer {self.front.token}"}
         async with self.http.request(method, self.root + path, json=body, headers=given) as answer:
             return answer.status, await answer.json()
+
+    async def ask(self, messages: Any, *, conversation: str = "", **fields: Any) -> Any:
+        """A reply to a request made without a client of OpenAI's (which costs more than a server of
+        ours), or the reason why there is none."""
+        head = {"Authorization": f"Bearer {self.front.token}"}
+        if conversation:
+            head["x-agentloop-conversation"] = conversation
+        body = {"messages": messages, **fields}
+        status, reply = await self.send("POST", "/v1/chat/completions", body, **head)
+        assert status == 200, reply
+        return reply
 
     async def episodes(self, n: int) -> list[Episode]:
         """What was logged, once there are `n`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_fixtures import Live, live, said
+from live_fixtures import live, said, text_of
 
 from agentloop.cli import run
 from agentloop.errors import StoreError, UsageError
@@ -23,11 +23,6 @@ from agentloop.workflows.canary import FEEDBACK, LIVE, signals
 from agentloop.workflows.schema import Serve
 
 
-async def ask(one: Live, **options: Any) -> Any:
-    async with one.client() as sdk:
-        return await sdk.chat.completions.create(model="x", messages=said("hi"), **options)
-
-
 async def until(condition: Any) -> None:
     for _ in range(500):
         if condition():
@@ -38,23 +33,23 @@ async def until(condition: Any) -> None:
 
 def test_a_share_of_conversations_goes_to_the_canary_and_stays_there(tmp_path: Path) -> None:
     async def main() -> None:
-        async with live(tmp_path, serve="canary: 0.3") as one, one.client() as sdk:
+        async with live(tmp_path, serve="canary: 0.3") as one:
             bundle = one.bundle(1)
             canary.begin(one.archive, "tiny", bundle, reason="test")
             await until(lambda: one.service.health()["canary"] == bundle)
-            got = [(await ask(one)).system_fingerprint == bundle for _ in range(200)]
+            got = [(await one.ask(said("hi")))["system_fingerprint"] == bundle for _ in range(200)]
             assert 35 <= sum(got) <= 85  # 0.3 of 200, within four deviations
             for name in "abcdefgh":
-                head = {"x-agentloop-conversation": name}
-                prints = {(await ask(one, extra_headers=head)).system_fingerprint for _ in range(3)}
-                assert len(prints) == 1
+                replies = [await one.ask(said("hi"), conversation=name) for _ in range(3)]
+                assert len({reply["system_fingerprint"] for reply in replies}) == 1
             for _ in range(10):  # and without a name, as what it reads like
                 messages, prints = said("hi"), set()
                 for _ in range(3):
-                    reply = await sdk.chat.completions.create(model="x", messages=messages)
-                    prints.add(reply.system_fingerprint)
-                    text = reply.choices[0].message.content
-                    messages += [{"role": "assistant", "content": text}, *said("more")]
+                    reply = await one.ask(messages)
+                    prints.add(reply["system_fingerprint"])
+                    messages += [
+                        {"role": "assistant", "content": text_of(reply)}, *said("more")
+                    ]  # fmt: skip
                 assert len(prints) == 1
 
     asyncio.run(main())
@@ -74,14 +69,13 @@ def test_feedback_promotes_or_ends_it(
             for _ in range(200):
                 if one.service.health()["canary"] is None:
                     break
-                reply = await ask(one, store=True)
-                score = (reply.system_fingerprint == bundles[1]) == (good == "canary")
-                await one.send("POST", "/feedback", {"id": reply.id, "score": int(score)})
+                reply = await one.ask(said("hi"), store=True)
+                score = (reply["system_fingerprint"] == bundles[1]) == (good == "canary")
+                await one.send("POST", "/feedback", {"id": reply["id"], "score": int(score)})
             await until(lambda: one.service.health()["canary"] is None)
             health = one.service.health()
             assert health["champion"] == bundles[served]
-            text = (await ask(one)).choices[0].message.content
-            assert text == f"MARK-{served} base turn 1"
+            assert text_of(await one.ask(said("hi"))) == f"MARK-{served} base turn 1"
             [decision] = canary.decisions(one.archive, "tiny")
             assert decision["action"] == ("promote" if served else "roll back")
             assert (decision["canary"], decision["champion"]) == (bundles[1], bundles[0])
@@ -116,7 +110,7 @@ async def write(
 def test_a_conversation_counts_once_with_what_settled_it(tmp_path: Path) -> None:
     async def main() -> None:
         async with live(tmp_path) as one:
-            await ask(one, store=True)
+            await one.ask(said("hi"), store=True)
             old, new = str(one.service.health()["champion"]), one.bundle(1)
             await write(one.archive, new, 1.0)  # before it was the canary
             canary.begin(one.archive, "tiny", new, reason="test")
