@@ -79,10 +79,10 @@ def guard(token: str, *, public: Collection[str] = ()) -> Middleware:
     error."""
 
     @web.middleware
-    async def guarded(http: web.Request, handler: Handler) -> web.StreamResponse:
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            _check(http, None if http.path in public else token)
-            return await handler(http)
+            _check(request, None if request.path in public else token)
+            return await handler(request)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -92,7 +92,7 @@ def guard(token: str, *, public: Collection[str] = ()) -> Middleware:
             raise  # the client went away in the middle of a stream
         except web.HTTPException as problem:
             large = f"the body is larger than {MAX_BODY >> 20} MiB"
-            where = f"{http.method} {http.path}: {problem.reason}"
+            where = f"{request.method} {request.path}: {problem.reason}"
             text = large if problem.status == 413 else where
             return error_response(problem.status, text, "bad_request")
         except Exception as problem:

@@ -82,7 +82,9 @@ class Conversations(Generic[T]):
         key = digest((*messages, reply))
         if key not in one.said:
             one.said.append(key)
-            self._said.setdefault(key, OrderedDict())[one] = None
+            alike = self._said.setdefault(key, OrderedDict())
+            alike[one] = None
+            alike.move_to_end(one, last=False)  # before those that were continued from here
 
     def touch(self, one: Conversation[T]) -> None:
         """It was used just now."""
@@ -105,7 +107,7 @@ class Conversations(Generic[T]):
     def silent(self) -> list[Conversation[T]]:
         """Those to be forgotten: nobody continues them, or there are too many."""
         late = time.monotonic() - self._idle
-        found = []
+        found: list[Conversation[T]] = []
         for one in self._known.values():
             crowded = len(self._known) - len(found) > MOST
             if one.used > late and not crowded:
