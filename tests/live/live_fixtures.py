@@ -58,6 +58,8 @@ def replies(request):
         return f"Answer: {marks} got {last.split()[-1]}"
     if last.startswith("compute"):
         return f"```python\\nprint({last.removeprefix('compute')})\\n```"
+    if last.startswith("echo"):
+        return f"Answer: {last}"
     if last.startswith("call"):
         return "```add\\n2\\n```"
     return f"Answer: {marks} turn {len(said)}"

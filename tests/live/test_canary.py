@@ -42,6 +42,9 @@ def test_a_share_of_conversations_goes_to_the_canary_and_stays_there(tmp_path: P
             for name in "abcdefgh":
                 replies = [await one.ask(said("hi"), conversation=name) for _ in range(3)]
                 assert len({reply["system_fingerprint"] for reply in replies}) == 1
+            choose = one.service._lineup.choose  # also once it was forgotten, or at another start
+            for at in range(20):
+                assert len({choose(f"conversation {at}").bundle for _ in range(5)}) == 1
             for _ in range(10):  # and without a name, as what it reads like
                 messages, prints = said("hi"), set()
                 for _ in range(3):

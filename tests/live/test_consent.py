@@ -40,7 +40,7 @@ def texts(one: Live) -> bool:
 
 async def talk(one: Live, **asked: Any) -> None:
     """Everything that a client can do: an answer, an error, tools, a session, a stream."""
-    messages = said(f"hello {PLANTED}")
+    messages = said(f"echo {PLANTED}")  # in the reply too: a journal would keep that alone
     async with one.client() as sdk, one.client("me") as session:
         for options in ({}, {"stream": True}, {"tools": [TOOL]}):
             await sdk.chat.completions.create(model="x", messages=messages, **options, **asked)
