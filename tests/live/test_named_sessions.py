@@ -162,6 +162,26 @@ def test_a_name_is_free_while_its_session_is_still_being_logged(tmp_path: Path) 
     asyncio.run(main())
 
 
+def test_a_call_after_silence_begins_another_while_the_first_is_being_logged(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        async with desk(tmp_path, idle=0.2) as one:
+            add = one.archive.add_episodes
+
+            async def slow(*given: Any, **named: Any) -> None:
+                await asyncio.sleep(0.6)
+                await add(*given, **named)
+
+            one.archive.add_episodes = slow  # type: ignore[method-assign]
+            await ask(one, "a")
+            await asyncio.sleep(0.5)  # silent since 0.3 s
+            assert (await ask(one, "a"))[0] == 200
+            assert [e.usage.calls for e in await one.episodes(2)] == [1, 1]
+
+    asyncio.run(main())
+
+
 def test_a_session_that_cannot_be_logged_at_the_end_is_an_error(tmp_path: Path) -> None:
     async def main() -> None:
         async with desk(tmp_path) as one:

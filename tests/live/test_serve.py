@@ -114,9 +114,10 @@ def test_with_tools_the_client_runs_the_agent_and_all_its_turns_are_one_trajecto
             [episode] = await one.episodes(1)
             assert episode.usage.calls == 3 and episode.failure is None
             [trajectory] = episode.trajectories
+            # a scripted model is told of tools and their results in text
             assert [node.message.role for node in trajectory.nodes] == [
                 "system", "user", "assistant", "user", "assistant", "user", "assistant",
-            ]  # fmt: skip (a scripted model is told of tools and their results in text)
+            ]  # fmt: skip
             assert trajectory.drift == 0 and one.ended == []
 
     asyncio.run(main())
