@@ -20,8 +20,6 @@ from agentloop.gates.live import Side
 from agentloop.lanes.bench import Bench, Ready
 from agentloop.workflows.assemble import alias_of, canary_of
 
-LOOK = 0.5
-"""Seconds between two looks at the aliases (0.1 ms of CPU each)."""
 _AGAIN = 30.0
 """Seconds before a bundle that could not be loaded is tried again."""
 

@@ -14,22 +14,19 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from agentloop.errors import AgentLoopError, BudgetReached, LimitReached, UsageError
+from agentloop.errors import BudgetReached, LimitReached, UsageError
 from agentloop.gateway.front import Answer, Call
 from agentloop.gateway.http import Refused
 from agentloop.graphs.lent import merge
 from agentloop.lanes.bench import Bench, stream
 from agentloop.ports import Reward
 from agentloop.records import Attempt, Completion, Episode, Json, Message, Task
-from agentloop.workflows import canary
 from agentloop.workflows.conversations import Conversations, new_name
 from agentloop.workflows.kept import Kept, episode_of
-from agentloop.workflows.lineup import LOOK, Lineup, Say
+from agentloop.workflows.lineup import Lineup, Say
 from agentloop.workflows.outside import Known, Outside, Outsiders, error_of
 from agentloop.workflows.schema import Serve
-
-JUDGE = 5.0
-"""Seconds between two looks at a canary's rewards."""
+from agentloop.workflows.watches import Watches
 
 Tell = Callable[[str, Episode, bool], None]
 """Told of each named session that ended: its name, its episode, whether that was logged."""
@@ -55,9 +52,8 @@ class Service:
         await self._lineup.start()
         self._own = self._kept.agents()
         self._outsiders = Outsiders(self._kept, idle=self._idle, ended=self._ended)
-        self._watches = [asyncio.create_task(one) for one in (self._follow(), self._judge())]
-        for watch in self._watches:
-            watch.add_done_callback(self._unwatched)
+        self._watches = Watches(self._bench, self._settings, self._lineup, say=self._say)
+        self._watches.start(self._forget_silent, self.broken)
         return self
 
     async def __aexit__(
@@ -66,9 +62,7 @@ class Service:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        for watch in self._watches:
-            watch.cancel()
-        await asyncio.wait(self._watches)
+        await self._watches.stop()
         self._outsiders.close()
         await self._kept.close()
         sound = self.broken.cancel()  # not, when a session could not be logged
@@ -228,50 +222,13 @@ class Service:
         if episode is not None:
             self._tell(rollout.session, episode, rollout.store)
 
+    def _forget_silent(self) -> None:
+        for one in self._conversations.silent():
+            self._forget(one)
+
     def _forget(self, one: Known) -> None:
         if self._conversations.forget(one):
             self._lineup.release(one.ready)
-
-    # --- in the background ----------------------------------------------------------------------
-
-    def _unwatched(self, watch: asyncio.Task[None]) -> None:
-        """A watch ended by itself: a fault of ours, which must not go unseen."""
-        error = None if watch.cancelled() else watch.exception()
-        if error is not None and not self.broken.done():
-            self.broken.set_exception(error)
-
-    async def _follow(self) -> None:
-        """Follow the aliases, forget conversations that nobody continues."""
-        said = ""
-        while True:
-            await asyncio.sleep(LOOK)
-            for one in self._conversations.silent():
-                self._forget(one)
-            try:
-                await self._lineup.refresh()
-                said = ""
-            except (AgentLoopError, OSError) as error:
-                if str(error) != said:
-                    said = str(error)
-                    self._say(f"the bundles that serve cannot be looked up: {said}")
-
-    async def _judge(self) -> None:
-        """Promote or end the canary as soon as its rewards say so."""
-        bench, said = self._bench, ""
-        while True:
-            await asyncio.sleep(JUDGE)
-            try:
-                decided = await asyncio.to_thread(
-                    canary.decide, bench.archive, bench.workflow, self._settings
-                )
-                said = ""
-            except (AgentLoopError, OSError) as error:
-                if str(error) != said:
-                    said = str(error)
-                    self._say(f"the canary cannot be judged: {said}")
-                continue
-            if decided is not None:
-                self._say(f"canary: {decided.action}: {decided.reason}")
 
 
 def _session(name: str) -> str:

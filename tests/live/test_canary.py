@@ -18,7 +18,7 @@ from agentloop.records import Episode, Score
 from agentloop.store.archive import Archive
 from agentloop.store.log import Log
 from agentloop.store.query import Query
-from agentloop.workflows import canary, serving
+from agentloop.workflows import canary, watches
 from agentloop.workflows.canary import FEEDBACK, LIVE, signals
 from agentloop.workflows.schema import Serve
 
@@ -62,7 +62,7 @@ def test_a_share_of_conversations_goes_to_the_canary_and_stays_there(tmp_path: P
 def test_feedback_promotes_or_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: str, served: int
 ) -> None:
-    monkeypatch.setattr(serving, "JUDGE", 0.1)
+    monkeypatch.setattr(watches, "JUDGE", 0.1)
 
     async def main() -> None:
         async with live(tmp_path, serve="canary: 0.5") as one:

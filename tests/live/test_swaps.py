@@ -14,7 +14,7 @@ import pytest
 from live_fixtures import TOOL, Live, ModelServer, live, said, text_of
 
 from agentloop.errors import ServerError
-from agentloop.workflows import lineup
+from agentloop.workflows import lineup, watches
 
 
 async def champion_is(one: Live, bundle: str, seconds: float = 10) -> None:
@@ -30,8 +30,7 @@ async def champion_is(one: Live, bundle: str, seconds: float = 10) -> None:
 def test_swaps_under_requests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: int, requests: int
 ) -> None:
-    monkeypatch.setattr(lineup, "LOOK", 0.02)
-    monkeypatch.setattr("agentloop.workflows.serving.LOOK", 0.02)
+    monkeypatch.setattr(watches, "LOOK", 0.02)
     server = ModelServer()
     seen: Counter[str] = Counter()
 
