@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_workflow
 from live_fixtures import live, said, text_of
 
 from agentloop.cli import run
@@ -212,3 +213,17 @@ def test_the_command_begins_shows_and_ends_it(
         assert [one.over for one in history] == [False, True]
         with pytest.raises(UsageError, match="nothing to end"):
             archive.retire("tiny/canary", reason="again")
+
+
+def test_a_cycles_promotion_goes_to_the_canary_first_if_the_workflow_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workflow, home = str(tiny_workflow.make(tmp_path)), str(tmp_path / "home")
+    options = ["--home", home, "--json", "--set", "serve.promote=canary"]
+    assert run(["cycle", workflow, *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["state"] == "promoted"
+    with Archive(Path(home)) as archive:
+        found = canary.running(archive, "tiny")
+        assert found is not None and found.bundle == report["bundle"] != found.champion
+        assert len(archive.alias_history("tiny/champion")) == 1
