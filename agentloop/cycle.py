@@ -142,7 +142,9 @@ def record(kit: Kit, decision: Decision, fence: Fence) -> None:
             "judge against that one with --again"
         )
     reason = f"promoted by {kit.cycle_id}"
-    archive.point(kit.promoted, decision.bundle, reason=reason, scope=kit.name, fence=fence)
+    there = archive.alias(kit.promoted)
+    if there is None or there.bundle != decision.bundle:  # a resumed cycle restarts no canary
+        archive.point(kit.promoted, decision.bundle, reason=reason, scope=kit.name, fence=fence)
 
 
 @asynccontextmanager
