@@ -152,14 +152,14 @@ def record(kit: Kit, decision: Decision, fence: Fences) -> None:
     if not promoted or serving is None or serving.bundle == decision.bundle:
         return
     reason = f"promoted by {kit.cycle_id}"
-    if any(pointer.reason == reason for pointer in archive.alias_history(kit.alias)):
+    if any(pointer.reason == reason for pointer in archive.alias_history(kit.promoted)):
         return  # before it was killed; what a person did since stays
     if serving.bundle != kit.bench.champion:
         raise UsageError(
             f"`{kit.name}` was given another champion while cycle {kit.cycle_id} ran; "
             "judge against that one with --again"
         )
-    archive.point(kit.alias, decision.bundle, reason=reason, scope=kit.name, fence=fence)
+    archive.point(kit.promoted, decision.bundle, reason=reason, scope=kit.name, fence=fence)
 
 
 def _value(value: Json) -> Callable[[], Awaitable[Json]]:

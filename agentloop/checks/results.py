@@ -23,7 +23,7 @@ from agentloop.workflows.schema import Check
 
 _OPS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _PROSE = {"title", "claim", "seed_paper", "faithful", "reduced", "checks"}
-_LATER = {"command", "rate", "retries", "fallbacks", "cache", "probes"}
+_LATER = {"command", "rate", "retries", "fallbacks", "cache", "probes", "serve"}
 """Keys that came after the first results: a workflow without them is what it was."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from agentloop.cli import agents, content, gateway, inspect_, keep, runs, schedule, start, store
+from agentloop.cli import agents, content, inspect_, keep, runs, schedule, serve, start, store
 from agentloop.cli import options as opt
 
 app = typer.Typer(
@@ -29,7 +29,8 @@ app.command("run")(agents.run)
 app.command("eval")(agents.evaluate)
 app.command("cycle", short_help="Collect, improve three lanes, judge, promote.")(agents.cycle)
 app.command("check", short_help="Measure what a workflow claims.")(agents.check)
-app.command("gateway", short_help="Serve the champion to your own agents.")(gateway.gateway)
+app.command("serve", short_help="Serve the champion in OpenAI's format.")(serve.serve)
+app.command("canary", short_help="Give a bundle a share of conversations first.")(serve.canary)
 app.command("search")(keep.search)
 app.command("rollback")(keep.rollback)
 app.add_typer(schedule.schedule, name="schedule")

@@ -33,7 +33,7 @@ towards the agent it is the text that the model wrote."""
 MAX_MESSAGES = 4096
 _FINISH = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _HARMLESS = frozenset(
-    {"user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention",
+    {"user", "metadata", "service_tier", "prompt_cache_key", "prompt_cache_retention",
      "safety_identifier", "parallel_tool_calls", "reasoning_effort", "verbosity", "extra_headers"}
 )  # fmt: skip
 """Fields that change nothing in what a model of ours samples."""
@@ -60,6 +60,10 @@ class Ask:
     stream: bool
     usage: bool
     """Whether a stream ends with a chunk that has the counts."""
+    tools: bool = False
+    """Whether the client brings tools of its own, offered or (`tool_choice`) withheld."""
+    store: bool | None = None
+    """Whether the client agrees that the conversation is kept; `None` when it did not say."""
 
 
 class _Shape(BaseModel):
@@ -120,6 +124,7 @@ class _Body(BaseModel):
     tools: list[_Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | _NamedTool | None = None
     stream: bool | None = None
+    store: bool | None = None
     stream_options: _StreamOptions | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -155,7 +160,10 @@ def parse(data: bytes) -> Ask:
         sampling=_sampling(body),
     )
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-    return Ask(request=request, stream=bool(body.stream), usage=usage)
+    return Ask(
+        request=request, stream=bool(body.stream), usage=usage, tools=bool(body.tools),
+        store=body.store,
+    )  # fmt: skip
 
 
 def _message(message: _Message) -> Message:
@@ -217,8 +225,8 @@ def _sampling(body: _Body) -> Sampling:
 # --- out ----------------------------------------------------------------------------------------
 
 
-def body_of(completion: Completion, name: str) -> dict[str, Any]:
-    """The JSON body of one reply; `name` is its `id`."""
+def body_of(completion: Completion, name: str, *, fingerprint: str | None = None) -> dict[str, Any]:
+    """The JSON body of one reply; `name` is its `id`, `fingerprint` what stands behind it."""
     message: dict[str, Any] = {"role": "assistant", **_said(completion)}
     choice = {
         "index": 0,
@@ -227,16 +235,18 @@ def body_of(completion: Completion, name: str) -> dict[str, Any]:
         "logprobs": None,
     }
     return {
-        **_head(completion, name, "chat.completion"),
+        **_head(completion, name, "chat.completion", fingerprint),
         "choices": [choice],
         "usage": _usage(completion),
     }
 
 
-def chunks_of(completion: Completion, name: str, *, usage: bool) -> Iterator[dict[str, Any]]:
+def chunks_of(
+    completion: Completion, name: str, *, usage: bool, fingerprint: str | None = None
+) -> Iterator[dict[str, Any]]:
     """The same as the chunks of a stream: the role, what was said, why it ended and, if asked for,
     the counts."""
-    head = _head(completion, name, "chat.completion.chunk")
+    head = _head(completion, name, "chat.completion.chunk", fingerprint)
     said = _said(completion)
     for at, call in enumerate(said.get("tool_calls", ())):
         call["index"] = at
@@ -251,8 +261,11 @@ def chunks_of(completion: Completion, name: str, *, usage: bool) -> Iterator[dic
         yield {**head, "choices": [], "usage": _usage(completion)}
 
 
-def _head(completion: Completion, name: str, kind: str) -> dict[str, Any]:
-    return {"id": name, "object": kind, "created": int(time.time()), "model": completion.model}
+def _head(completion: Completion, name: str, kind: str, fingerprint: str | None) -> dict[str, Any]:
+    return {
+        "id": name, "object": kind, "created": int(time.time()), "model": completion.model,
+        "system_fingerprint": fingerprint,
+    }  # fmt: skip
 
 
 def _said(completion: Completion) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from agentloop.graphs.text import final_answer
 from agentloop.ports import Model
 
 Drive: TypeAlias = Callable[[str, str, Model], Awaitable[str]]
-"""(rollout's name, task, model) to the text that holds the answer."""
+"""(rollout's name, task, model) to the text that holds the answer. The task of a conversation is
+all of it, `role: text` by `role: text`."""
 
 
 class State(TypedDict, total=False):
@@ -39,9 +40,7 @@ def program_graph(drive: Drive) -> Graph:
         context = lent(runtime)
         model: Model = context.model if context.native_tools else PlainTools(context.model)
         rollout = get_config()["configurable"]["thread_id"]
-        return {
-            "answer": final_answer(await drive(rollout, state["messages"][0]["content"], model))
-        }
+        return {"answer": final_answer(await drive(rollout, _task(state["messages"]), model))}
 
     return (
         StateGraph(State, context_schema=RunContext)
@@ -50,3 +49,9 @@ def program_graph(drive: Drive) -> Graph:
         .add_edge("program", END)
         .compile(name="program")
     )
+
+
+def _task(messages: list[dict[str, Any]]) -> str:
+    if len(messages) == 1:
+        return str(messages[0]["content"])
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)

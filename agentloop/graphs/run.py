@@ -34,7 +34,7 @@ from agentloop.graphs.heartbeat import Heartbeat
 from agentloop.graphs.lent import LentModel
 from agentloop.graphs.lent_tools import ToolBook
 from agentloop.graphs.load import Graph
-from agentloop.graphs.messages import to_message
+from agentloop.graphs.messages import to_dict, to_message
 from agentloop.graphs.resume import ORIGIN, origin, resume
 from agentloop.graphs.setup import Setups
 from agentloop.graphs.text import final_answer
@@ -86,6 +86,26 @@ class Runner:
         rollouts in flight have ended and the attempts that were never started have been reported
         as failed with `budget`.
         """
+        episodes: dict[int, Episode] = {}
+        waiting = iter(enumerate(attempts))
+
+        with self.opened(model=model, tools=tools, limits=limits, on_done=on_done) as batch:
+
+            async def work() -> None:
+                for at, attempt in waiting:
+                    episodes[at] = await batch.rollout(attempt)
+
+            await _together(work, min(concurrency, len(attempts)))
+        if batch.spent is not None:
+            raise batch.spent
+        return [episodes[at] for at in range(len(attempts))]
+
+    @contextmanager
+    def opened(
+        self, *, model: Model, tools: Sequence[Tool] = (), limits: Limits = Limits(),
+        on_done: Callable[[Episode], None] = _quiet,
+    ) -> Iterator[Batch]:  # fmt: skip
+        """Rollouts that come one by one, for as long as the block takes; on an event loop."""
         loop = asyncio.get_running_loop()
         serve(loop)
         beats = Heartbeat(loop, _PATIENCE)
@@ -95,21 +115,10 @@ class Runner:
         graph = self.graph.copy({"checkpointer": saver})
         by_name = {tool.spec.name: tool for tool in tools}
         setups = Setups(self.graph, by_name, self.native_tools)
-        batch = _Batch(
-            graph, saver, model, by_name, limits, self.native_tools, on_done, beats, setups
-        )
-        episodes: dict[int, Episode] = {}
-        waiting = iter(enumerate(attempts))
-
-        async def work() -> None:
-            for at, attempt in waiting:
-                episodes[at] = await batch.rollout(attempt)
-
         with beats.watching(), _rare_collections():
-            await _together(work, min(concurrency, len(attempts)))
-        if batch.spent is not None:
-            raise batch.spent
-        return [episodes[at] for at in range(len(attempts))]
+            yield Batch(
+                graph, saver, model, by_name, limits, self.native_tools, on_done, beats, setups
+            )
 
 
 @contextmanager
@@ -138,8 +147,8 @@ async def _together(work: Callable[[], Any], workers: int) -> None:
 
 
 @dataclass
-class _Batch:
-    """What the rollouts of one `Runner.run` share."""
+class Batch:
+    """What rollouts share that run side by side."""
 
     graph: Graph
     saver: DeltaSaver | None
@@ -151,6 +160,7 @@ class _Batch:
     beats: Heartbeat
     setups: Setups
     spent: BudgetReached | None = field(default=None)
+    """Why no further rollout begins."""
 
     async def rollout(self, attempt: Attempt) -> Episode:
         """One attempt to its end, reported; raises nothing but cancellation from outside."""
@@ -234,7 +244,8 @@ class _Batch:
         if saver is not None:
             config["metadata"] = {ORIGIN: origin(self.graph, attempt.task.prompt, self.tools)}
             goes_on = await resume(self.graph, saver, config, lent, book)
-        task = {"messages": [{"role": "user", "content": attempt.task.prompt}]}
+        asked = {"role": "user", "content": attempt.task.prompt}
+        task = {"messages": [*map(to_dict, attempt.history), asked]}
         state = await self.graph.ainvoke(
             None if goes_on else task,
             config,

@@ -37,6 +37,24 @@ from agentloop.store.query import Query
 
 _GROUP = 256
 
+
+@dataclass(frozen=True)
+class Ready:
+    """A bundle under which rollouts can begin: its policy is served."""
+
+    bundle: str
+    instruction: str
+    policy: str | None
+    retriever: Retriever | None
+
+    def system(self, prompt: str, lent: Sequence[str] = ()) -> tuple[str, tuple[str, ...]]:
+        """The system text for one task, and the ids of the skills in it."""
+        picked = self.retriever.pick(prompt) if self.retriever else []
+        bodies = [skill_text(skill) for _, skill, _ in picked]
+        skills = tuple(skill_id for skill_id, _, _ in picked)
+        return compose(self.instruction, bodies, lent), skills
+
+
 Lend = Callable[[Task], Sequence[str]]
 """Worked examples to put in the prompt of one task, beside what the bundle says."""
 
@@ -159,30 +177,32 @@ class Bench:
         return list(episodes)
 
     async def _orders(self, tasks: Sequence[Task], bundle: Bundle, order: Order) -> list[Attempt]:
-        bundle_id = self.archive.put(bundle)
-        policy = bundle.policies.get("agent")
-        if policy is not None:
-            await self._load(policy)
-        instruction = self.instruction(bundle).text
-        retriever = self._retriever(bundle)
+        ready = await self.ready(bundle)
         decoding = self.decoding
         if order.temperature is not None:
             decoding = replace(decoding, temperature=order.temperature)
         attempts: list[Attempt] = []
         for task in tasks:
-            picked = retriever.pick(task.prompt) if retriever else []
-            bodies = [skill_text(skill) for _, skill, _ in picked]
-            lent = order.lend(task) if order.lend else ()
+            system, skills = ready.system(task.prompt, order.lend(task) if order.lend else ())
             attempts += [
                 Attempt(
-                    task=task, bundle=bundle_id, system=compose(instruction, bodies, lent),
+                    task=task, bundle=ready.bundle, system=system,
                     sampling=replace(decoding, seed=stream(self.seed, task.id, sample)),
-                    purpose=order.purpose, run=self.run, sample=sample, policy=policy,
-                    skills=tuple(skill_id for skill_id, _, _ in picked), subject=order.subject,
+                    purpose=order.purpose, run=self.run, sample=sample, policy=ready.policy,
+                    skills=skills, subject=order.subject,
                 )
                 for sample in range(order.samples)
             ]  # fmt: skip
         return attempts
+
+    async def ready(self, bundle: Bundle) -> Ready:
+        """The bundle, stored, its policy served. Raises `UsageError` when that was trained on
+        another model, `ServerError` when it cannot be served."""
+        bundle_id = self.archive.put(bundle)
+        policy = bundle.policies.get("agent")
+        if policy is not None:
+            await self._load(policy)
+        return Ready(bundle_id, self.instruction(bundle).text, policy, self._retriever(bundle))
 
     async def _load(self, policy: str) -> None:
         """Serve the adapter. Raises `UsageError` when it was trained on another model."""

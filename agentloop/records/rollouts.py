@@ -103,6 +103,8 @@ class Setup:
     parent: str = ""
     """The episode that this one was forked from, before its model call number `step`."""
     step: int = 0
+    history: tuple[Message, ...] = ()
+    """What was said before the task, when that is a turn of a conversation."""
 
 
 @record
@@ -158,13 +160,16 @@ class Attempt:
     parent: str = ""
     step: int = 0
     """As in `Setup`; `subject` holds them too."""
+    history: tuple[Message, ...] = ()
+    """As in `Setup`."""
 
     @cached_property
     def id(self) -> str:
         """The episode's id: equal orders have equal ids, so a repeated one is found, not paid."""
+        earlier = [[asdict(message) for message in self.history]] if self.history else []
         return content_id(
             "ep", self.run, self.subject, self.task.id, self.bundle, self.system, self.policy,
-            self.purpose, self.sample, asdict(self.sampling),
+            self.purpose, self.sample, asdict(self.sampling), *earlier,
         )  # fmt: skip
 
 
@@ -176,6 +181,7 @@ def attempt_of(episode: Episode) -> Attempt:
         task=episode.task, bundle=episode.bundle, system=setup.system, sampling=setup.sampling,
         purpose=episode.purpose, run=episode.run, sample=episode.sample, policy=setup.policy,
         skills=episode.skills, subject=setup.subject, parent=setup.parent, step=setup.step,
+        history=setup.history,
     )  # fmt: skip
 
 

@@ -45,6 +45,8 @@ class Pointer:
     at: float
     back: bool = False
     """Made by a rollback."""
+    over: bool = False
+    """It was retired: it points at nothing any more."""
 
 
 def artifact_of(entry: Entry) -> Artifact:

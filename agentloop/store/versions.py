@@ -57,15 +57,28 @@ class Versions:
         draft = Draft(kind="alias", key=_key(alias, moves + 1), body=body, scope=scope)
         self._move(draft, fence)
 
+    def retire(self, name: str, *, reason: str, fence: Fences | None = None) -> None:
+        """Let alias `name` point at nothing from now on. Raises `UsageError` when it does not point
+        anywhere, `StoreError` when another process moved it meanwhile."""
+        now = self.alias(name)
+        if now is None:
+            raise UsageError(f"`{name}` points at no bundle; there is nothing to end")
+        moves = len(self.log.keys("alias", f"{name}#"))
+        body: dict[str, Json] = {"bundle": now.bundle, "reason": reason, "over": True}
+        draft = Draft(kind="alias", key=_key(name, moves + 1), body=body, scope=now.scope)
+        self._move(draft, fence)
+
     def alias(self, name: str) -> Pointer | None:
-        """Where an alias points."""
+        """Where an alias points; `None` when it never did, or was retired."""
         entry = self.log.latest("alias", f"{name}#")
-        return None if entry is None else _pointer(entry)
+        pointer = None if entry is None else _pointer(entry)
+        return None if pointer is None or pointer.over else pointer
 
     def aliases(self) -> dict[str, Pointer]:
-        """Every alias and where it points."""
+        """Every alias that points somewhere, and where."""
         entries = self.log.read(Query(kinds=("alias",)))
-        return {pointer.alias: pointer for pointer in map(_pointer, entries)}
+        found = {pointer.alias: pointer for pointer in map(_pointer, entries)}
+        return {name: pointer for name, pointer in found.items() if not pointer.over}
 
     def alias_history(self, name: str) -> list[Pointer]:
         """All it pointed at, oldest first."""
@@ -132,4 +145,5 @@ def _pointer(entry: Entry) -> Pointer:
         scope=entry.scope,
         at=entry.at,
         back=body.get("back", False),
+        over=body.get("over", False),
     )

@@ -95,6 +95,8 @@ class Options:
     plan: str = ""
     budget: Budget | None = None
     """Instead of the workflow's own: what is left of its month as well."""
+    live: bool = False
+    """For conversations: no call is journaled or cached, no step kept."""
 
 
 @dataclass
@@ -112,6 +114,7 @@ class Kit:
     plan: str
     probes: Sequence[Task] = ()
     """What a challenger must not lose, and what nobody can solve."""
+    canary_first: bool = False
 
     @property
     def cycle_id(self) -> str:
@@ -123,10 +126,20 @@ class Kit:
         """The pointer that serves this workflow."""
         return alias_of(self.name)
 
+    @property
+    def promoted(self) -> str:
+        """The pointer that a cycle's promotion moves."""
+        return canary_of(self.name) if self.canary_first else self.alias
+
 
 def alias_of(workflow: str) -> str:
     """Name of the champion's pointer."""
     return f"{workflow}/champion"
+
+
+def canary_of(workflow: str) -> str:
+    """Name of the pointer to the bundle that gets a share of conversations."""
+    return f"{workflow}/canary"
 
 
 def check_model(loaded: Loaded, model: str | None, workspace: Workspace | None = None) -> ModelSpec:
@@ -185,7 +198,7 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
         )
         model = lend_model(
             spec, model_spec, transport, meter=meter, stack=stack,
-            journal=ScopedJournal(archive, options.run),
+            journal=None if options.live else ScopedJournal(archive, options.run),
         )  # fmt: skip
         graph = await _agent(loaded, options, stack)
         bench = GatedBench(
@@ -193,7 +206,10 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
             runner=Runner(
                 graph,
                 # a cycle (it has a plan) is resumed from the journal: checkpoints would only cost
-                checkpoints=None if options.plan else checkpoints(options.home, options.run),
+                checkpoints=(
+                    None if options.plan or options.live
+                    else checkpoints(options.home, options.run)
+                ),
                 native_tools=not model_spec.local,
             ),
             model=model, reward=loaded.build(_reward(spec, model_spec)),
@@ -211,6 +227,7 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
             lanes={name: loaded.build(part) for name, part in spec.lanes.items()},
             gate=loaded.build(spec.gate), meter=meter, heldout_n=spec.heldout.n,
             lane_n=spec.heldout.lanes, plan=options.plan, probes=probes(loaded),
+            canary_first=spec.serve.promote == "canary",
         )  # fmt: skip
 
 
@@ -332,6 +349,7 @@ __all__ = [
     "Options",
     "alias_of",
     "assemble",
+    "canary_of",
     "check_model",
     "plan_hash",
     "price_of",

@@ -61,6 +61,8 @@ class Loaded:
             parts.append(spec.probes)
         if spec.scripted is not None:
             parts += [spec.scripted.tasks, spec.scripted.reward or spec.reward]
+        if spec.serve.reward is not None:
+            parts.append(spec.serve.reward)
         for part in parts:
             self.build(part)
         if spec.command:
@@ -71,7 +73,9 @@ class Loaded:
         state = hashlib.blake2b(digest_size=16)
         # What may change without changing a result: a budget can be raised to go on.
         prose = {"title", "claim", "faithful", "reduced", "seed_paper", "checks"}
-        limits = {"budget", "schedule", "prices", "concurrency", "rate", "retries", "cache"}
+        limits = {
+            "budget", "schedule", "prices", "concurrency", "rate", "retries", "cache", "serve",
+        }  # fmt: skip
         if not self.spec.fallbacks:
             limits.add("fallbacks")
         if not self.spec.command:

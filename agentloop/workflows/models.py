@@ -79,15 +79,16 @@ def check_calls(
 
 
 def lend_model(
-    workflow: Workflow, spec: ModelSpec, transport: Model, *, meter: Meter, journal: ScopedJournal,
-    stack: AsyncExitStack,
+    workflow: Workflow, spec: ModelSpec, transport: Model, *, meter: Meter,
+    journal: ScopedJournal | None, stack: AsyncExitStack,
 ) -> Model:  # fmt: skip
     """The whole chain (see `agentloop.models`). `stack` closes transports of fallbacks, and waits
-    for replies that are still being recorded."""
+    for replies that are still being recorded. Without a journal nothing that is asked or replied
+    is kept, in the response cache neither."""
 
     def one(spec: ModelSpec, transport: Model) -> Model:
         model = _chained(workflow, spec, transport, meter)
-        if not workflow.cache or spec.local:
+        if not workflow.cache or spec.local or journal is None:
             return model
         identity = f"{spec.kind} {spec.base_url} {spec.model}"
         cached = Cached(model, ScopedJournal(journal.archive, CACHE_SCOPE), identity=identity)
@@ -103,6 +104,8 @@ def lend_model(
             stack.push_async_callback(connection.close)
             models.append((name, one(other, connection)))
         model = Fallbacks(models)
+    if journal is None:
+        return model
     journaled = Journaled(model, journal)
     stack.push_async_callback(journaled.close)
     return journaled

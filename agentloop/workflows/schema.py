@@ -146,6 +146,24 @@ class Schedule(_Strict):
         if self.cron and self.every:
             raise ValueError("`cron` and `every` are two clocks; give one of them")
         return self
+class Serve(_Strict):
+    """What `agentloop serve` does with conversations, and how a new bundle gets to them."""
+
+    consent: Literal["always", "ask", "never"] = "ask"
+    """Which conversations are logged: all whose requests do not refuse it, those whose requests
+    agree to it, or none."""
+    canary: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """Share of new conversations that go to the bundle at `WORKFLOW/canary`, while there is one."""
+    promote: Literal["champion", "canary"] = "champion"
+    """Where a cycle's promotion goes first."""
+    reward: PartField | None = None
+    """Scores a logged conversation at its end, without knowing an answer; feedback goes before."""
+    patience: float = Field(default=600.0, ge=0.0)
+    """Seconds that feedback has to come in before `reward` counts for the canary instead."""
+    alpha: float = Field(default=0.05, gt=0.0, lt=0.5)
+    """The chance of promoting a canary that is no better, and of ending one that is no worse."""
+    pairs: int = Field(default=1000, ge=1)
+    """Rewards of each side after which a canary that shows no gain is ended."""
 
 
 class Workflow(_Strict):
@@ -182,6 +200,7 @@ class Workflow(_Strict):
     """Models to ask, in order, when `model` is down; never behind a local one."""
     cache: bool = False
     """Answer a repeated identical request with a seed or temperature 0 from the log, for free."""
+    serve: Serve = Serve()
     scripted: ScriptedRun | None = None
     claim: str = ""
     """One sentence for the index: what this folder shows."""
@@ -281,6 +300,7 @@ def _keys(model: type[Any], path: list[str]) -> list[str]:
         "decoding": Decoding.model_fields, "heldout": HeldOut.model_fields,
         "checks": Check.model_fields, "scripted": ScriptedRun.model_fields,
         "prices": Price.model_fields, "rate": Rate.model_fields, "retries": Retries.model_fields,
+        "serve": Serve.model_fields,
     }  # fmt: skip
     if path and model is Workflow:
         return list(names.get(".".join(path)) or names.get(path[0], {}))

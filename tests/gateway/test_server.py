@@ -12,7 +12,8 @@ import pytest
 from gateway_fixtures import lent_session
 
 from agentloop.errors import BudgetReached, ModelError, UsageError
-from agentloop.gateway.server import Gateway, host_of
+from agentloop.gateway.http import host_of
+from agentloop.gateway.server import Gateway
 from agentloop.models.scripted import Scripted
 from agentloop.records import Completion, Endpoint, Limits, Message, Request, ToolCall
 

@@ -238,7 +238,7 @@ def recorded(archive: Archive, world: World) -> Decision:
         archive.point("w/champion", artifact_id(CHAMPION), reason="first", scope="w")
     _, decision = decide(world, ["skills"])
     kit = SimpleNamespace(
-        name="w", alias="w/champion", cycle_id="cycle-1",
+        name="w", alias="w/champion", promoted="w/champion", cycle_id="cycle-1",
         bench=SimpleNamespace(archive=archive, champion=artifact_id(CHAMPION)),
     )  # fmt: skip
     fence = ("cycle/w", archive.log.lease("cycle/w", "test", 60.0))
@@ -264,7 +264,9 @@ def test_a_holder_that_lost_its_lease_promotes_nothing(archive: Archive) -> None
     archive.point("w/champion", artifact_id(CHAMPION), reason="first", scope="w")
     _, decision = decide({"": (8, 100), "s": (30, 100)}, ["skills"])
     bench = SimpleNamespace(archive=archive, champion=artifact_id(CHAMPION))
-    kit = SimpleNamespace(name="w", alias="w/champion", cycle_id="cycle-1", bench=bench)
+    kit = SimpleNamespace(
+        name="w", alias="w/champion", promoted="w/champion", cycle_id="cycle-1", bench=bench
+    )
     stale = ("cycle/w", archive.log.lease("cycle/w", "first", 60.0))
     archive.log.release(*stale)
     archive.log.lease("cycle/w", "second", 60.0)
