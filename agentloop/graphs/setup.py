@@ -47,5 +47,6 @@ class Setups:
             graph=self._reference, shape=self._shape, tools={**self._digests, **shown},
             system=attempt.system, sampling=attempt.sampling, limits=lent.limits,
             policy=attempt.policy, subject=attempt.subject, native_tools=self._native,
-            results=book.results(), parent=attempt.parent, step=attempt.step, history=attempt.history,
+            results=book.results(), parent=attempt.parent, step=attempt.step,
+            history=attempt.history,
         )  # fmt: skip
