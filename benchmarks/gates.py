@@ -25,6 +25,7 @@ from agentloop.gates.sequential import Sequential
 from agentloop.lanes.decide import Decision, Judge
 from agentloop.lanes.heldout import HoldOut, split, use_of
 from agentloop.records import Bundle, Episode, Proposal, Score, Task, Usage, Verdict, artifact_id
+from agentloop.store.artifacts import Pointer
 from agentloop.trajectories.codec import to_json
 from benchmarks.harness import Check, Result, main
 
@@ -130,6 +131,10 @@ class World:
     def alias(self, name: str) -> SimpleNamespace:
         """As an archive."""
         return SimpleNamespace(bundle=self.champion)
+
+    def alias_history(self, name: str) -> list[Pointer]:
+        """As an archive: no cycle is resumed here."""
+        return []
 
     def point(self, alias: str, bundle: str, **more: object) -> None:
         """As an archive: a promotion."""
