@@ -163,7 +163,7 @@ def cycle(
     judge = Judge(world, gate, hold_out, probes)  # type: ignore[arg-type]
     decision = asyncio.run(judge.decide(made))
     kit: Any = SimpleNamespace(
-        name="w", alias="w/champion", cycle_id=name,
+        name="w", alias="w/champion", promoted="w/champion", cycle_id=name,
         bench=SimpleNamespace(archive=world, champion=before),
     )  # fmt: skip
     record(kit, decision, ("cycle/w", 1))
