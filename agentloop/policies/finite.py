@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,20 +26,27 @@ _CHUNK = 1 << 24
 def check_finite(path: Path) -> None:
     """Raise `PolicyError` when a floating-point tensor of the file holds NaN or infinity."""
     size = path.stat().st_size
-    with path.open("rb") as file, suppress(ValueError, KeyError, TypeError):
+    with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > size - 8:
-            return
-        for name, about in json.loads(file.read(length)).items():
-            if name == "__metadata__" or about["dtype"] not in _EXPONENT:
-                continue
-            kind, exponent = _EXPONENT[about["dtype"]]
-            begin, end = about["data_offsets"]
-            file.seek(8 + length + begin)
-            for at in range(begin, end, _CHUNK):
-                bits = np.frombuffer(file.read(min(_CHUNK, end - at)), dtype=kind)
-                if bool(((bits & exponent) == exponent).any()):
-                    raise PolicyError(
-                        f"the weights `{name}` in `{path.name}` are not all finite numbers; "
-                        "train with a smaller learning rate"
-                    )
+        try:
+            header = json.loads(file.read(length)) if length <= size - 8 else None
+        except ValueError:  # also of a text that is not UTF-8
+            header = None
+        for name, about in header.items() if isinstance(header, dict) else ():
+            with suppress(ValueError, KeyError, TypeError):  # no tensor
+                _check(file, 8 + length, about, f"`{name}` in `{path.name}`")
+
+
+def _check(file: BinaryIO, start: int, about: Any, which: str) -> None:
+    if about["dtype"] not in _EXPONENT:
+        return
+    kind, exponent = _EXPONENT[about["dtype"]]
+    begin, end = about["data_offsets"]
+    file.seek(start + begin)
+    for at in range(begin, end, _CHUNK):
+        bits = np.frombuffer(file.read(min(_CHUNK, end - at)), dtype=kind)
+        if bool(((bits & exponent) == exponent).any()):
+            raise PolicyError(
+                f"the weights {which} are not all finite numbers; train with a smaller learning "
+                "rate"
+            )

@@ -18,6 +18,7 @@ from agentloop.ports import Split
 from agentloop.records import Episode, Task, Verdict
 from agentloop.store.archive import Archive
 from agentloop.tasks.reasoning_gym import ReasoningGym
+from agentloop.tasks.split import interleave
 
 
 class File:
@@ -46,6 +47,26 @@ def test_two_sides_that_share_nothing(size: int, n: int, lanes: int) -> None:
     assert made == split(File(size), "cycle-1", n=n, lanes=lanes)
     assert 1 <= len(made.lanes) <= lanes and 1 <= len(made.final) <= n
     assert not ids(made.lanes) & ids(made.final)
+
+
+class InTurn(File):
+    """Gives two families in turn until the small one ends, as sources of tasks do."""
+
+    def draw(self, n: int, *, split: Split, seed: int) -> list[Task]:
+        small, large = (
+            [replace(one, id=f"{name}-{one.id}", family=name) for one in numbered(many)]
+            for name, many in (("small", self.size // 8), ("large", self.size))
+        )
+        return list(interleave([small, large]))[:n]
+
+
+def test_no_family_comes_first() -> None:
+    made = split(InTurn(400), "cycle-1", n=200, lanes=100)
+    for side in (made.lanes, made.final):
+        share = sum(task.family == "small" for task in side) / len(side)
+        first = sum(task.family == "small" for task in side[:40]) / 40
+        assert abs(first - share) < 0.15
+    assert made != split(InTurn(400), "cycle-2", n=200, lanes=100)
 
 
 def test_a_large_source_fills_both_and_a_small_one_is_shared_out() -> None:

@@ -231,7 +231,7 @@ def test_nothing_listens_beyond_loopback(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org", ""])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "127.0.0.2", "example.org", ""])
 def test_other_hosts_are_refused(host: str) -> None:
     with pytest.raises(UsageError, match="not a loopback"):
         loopback(host)

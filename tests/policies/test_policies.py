@@ -11,6 +11,7 @@ import pytest
 
 from agentloop.errors import PolicyError, StoreError, UnknownName, UsageError
 from agentloop.files import sha256_of
+from agentloop.policies.finite import check_finite
 from agentloop.policies.registry import Policies, policy_id
 from agentloop.records import Policy, TrainingResult
 
@@ -154,3 +155,14 @@ def test_weights_that_are_no_numbers_are_not_admitted(
         with pytest.raises(PolicyError, match=r"`lora_A` .* not all finite"):
             admit(policies, result(tmp_path, tensor("lora_A", kind, bad)))
     assert len(policies.names()) == 1
+
+
+def test_what_is_no_tensor_hides_no_bad_weight(tmp_path: Path) -> None:
+    header = {"a": 3, "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    text = json.dumps(header).encode()
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(struct.pack("<Q", len(text)) + text + struct.pack("<f", float("nan")))
+    with pytest.raises(PolicyError, match="`b`"):
+        check_finite(file)
+    file.write_bytes(struct.pack("<Q", 2) + b"[]")
+    check_finite(file)  # no weights at all: for the server to refuse
