@@ -76,8 +76,8 @@ class ThreadFile:
         self.snapshots: dict[tuple[str, str], Snapshot] = {}
         self.writes: dict[tuple[str, str], dict[tuple[str, int], Write]] = {}
         self.live: dict[tuple[str, str], tuple[list[Any], list[int], bytes]] = {}
-        """By (namespace, channel) the elements last packed, their chunks, and how containers read
-        then."""
+        """By (namespace, channel) the elements last packed, their chunks, and the documents of the
+        containers among them."""
         self.notes: list[Any] = []
         self.settled = 0
         """How many notes there were when a step was last stored."""
@@ -259,6 +259,7 @@ class ThreadFile:
         return _unpacked(packed) if suspected else None
 
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 _EMPTY = Snapshot(None, {}, {}, {}, {}, {})
 
 
@@ -301,7 +302,7 @@ def _own(value: Any) -> Any:
     """A copy of plain containers, which LangGraph goes on changing, as they would be read back."""
     kind = type(value)
     if kind is dict:
-        return {key: _own(item) for key, item in value.items()}
+        return {key: item if type(item) in _PLAIN else _own(item) for key, item in value.items()}
     return [_own(item) for item in value] if kind is list or kind is tuple else value
 
 

@@ -15,6 +15,8 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from agentloop.graphs.checkpoint_file import Packed, ThreadFile
 
+_CONTAINER = (dict, list)
+
 
 def pack(file: ThreadFile, value: Any, serde: SerializerProtocol) -> Packed:
     """The chunks that hold `value`; within `file.writing`."""
@@ -30,12 +32,17 @@ def pack_channel(
     again. Containers may have been changed in place, so all of them are compared at once."""
     if not _splits(value):
         return pack(file, value, serde)
-    objects, chunks, plain = file.live.get(key, ([], [], b""))
+    objects, chunks, read = file.live.get(key, ([], [], b""))
     kept = value[: len(objects)]
-    if len(kept) < len(objects) or not all(map(is_, objects, kept)) or plain != _plain(kept, serde):
-        kept, chunks = [], []
-    packed = [*chunks, *(file.chunk(_dump(item, serde)) for item in value[len(kept) :])]
-    file.live[key] = (value[:], packed, _plain(value, serde))
+    if len(kept) < len(objects) or not all(map(is_, objects, kept)) or read != _read(kept, serde):
+        kept, chunks, read = [], [], b""
+    new = value[len(kept) :]
+    raw = [_dump(item, serde) for item in new]
+    packed = [*chunks, *map(file.chunk, raw)]
+    read += b"".join(
+        one for one, item in zip(raw, new, strict=True) if isinstance(item, _CONTAINER)
+    )
+    file.live[key] = (value[:], packed, read)
     return packed
 
 
@@ -56,5 +63,11 @@ def _dump(value: Any, serde: SerializerProtocol) -> bytes:
     return data if kind == "msgpack" else ormsgpack.packb(value)  # `None` and bytes
 
 
-def _plain(items: list[Any], serde: SerializerProtocol) -> bytes:
-    return _dump([item for item in items if isinstance(item, dict | list)], serde)
+def _read(items: list[Any], serde: SerializerProtocol) -> bytes:
+    """The documents of the containers among `items`, one after the other, encoded at once."""
+    containers = [item for item in items if isinstance(item, _CONTAINER)]
+    if not containers:
+        return b""
+    # A list of up to 15 items begins with one byte, of up to 65,535 with three, else with five.
+    head = 1 if len(containers) < 16 else 3 if len(containers) < 1 << 16 else 5
+    return _dump(containers, serde)[head:]
