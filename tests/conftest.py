@@ -4,9 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from agentloop.cli import _QUIET
 
+# A machine that is busy with something else has not failed a property.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 os.environ.update(_QUIET)
 for name in list(os.environ):
     if name.startswith(("OPENAI_", "AGENTLOOP_")) and name != "AGENTLOOP_CACHE":
