@@ -69,6 +69,7 @@ class ThreadFile:
     def __init__(self, path: Path, thread: str, redact: Redactor | None) -> None:
         """`redact` sees all that is stored, first."""
         self.path, self.thread, self._redact = path, thread, redact
+        self._file: int | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -141,25 +142,44 @@ class ThreadFile:
     def writing(self) -> Iterator[ThreadFile]:
         """Append what is added within, all of it or nothing. Raises `StoreError`."""
         try:
-            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if os.fstat(file).st_size != self._size:
-                    self._load(file)
-                    os.ftruncate(file, self._size)
-                if not self._size:
-                    self._frame(_HEADER, [FORMAT, self.thread])
-                yield self
-                self._append(file)
-            finally:
-                os.close(file)
+            file, size = self._locked()
+            if size != self._size:
+                self._load(file)
+                os.ftruncate(file, self._size)
+            if not self._size:
+                self._frame(_HEADER, [FORMAT, self.thread])
+            yield self
+            self._append(file)
+            fcntl.flock(file, fcntl.LOCK_UN)
         except BaseException as error:
+            self.close()
             self._size = -1  # memory may be ahead of the file: read it again
             if isinstance(error, OSError):
                 raise StoreError(
                     f"the checkpoint `{self.path}` cannot be written: {error}"
                 ) from error
             raise
+
+    def _locked(self) -> tuple[int, int]:
+        """The file, locked for writing, and its size. It stays open between steps: opening costs
+        more than writing."""
+        while True:
+            if self._file is None:
+                self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            found = os.fstat(self._file)
+            if found.st_nlink:
+                return self._file, found.st_size
+            self.close()  # somebody removed it
+
+    def close(self) -> None:
+        """Let go of the file; idempotent. It is opened again when it is written to."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __del__(self) -> None:
+        self.close()
 
     def _append(self, file: int) -> None:
         data, self._frames = b"".join(self._frames), []
@@ -189,6 +209,7 @@ class ThreadFile:
             self.path.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"the checkpoint `{self.path}` cannot be removed: {error}") from error
+        self.close()
         self._forget()
 
     def _load(self, file: int) -> None:

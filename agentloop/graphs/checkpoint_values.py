@@ -16,6 +16,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from agentloop.graphs.checkpoint_file import Packed, ThreadFile
 
 _CONTAINER = (dict, list)
+_NONE = ormsgpack.packb(None)
 
 
 def pack(file: ThreadFile, value: Any, serde: SerializerProtocol) -> Packed:
@@ -59,8 +60,10 @@ def _splits(value: Any) -> bool:
 
 
 def _dump(value: Any, serde: SerializerProtocol) -> bytes:
+    if value is None:  # what most channels hold: a message to the next node
+        return _NONE
     kind, data = serde.dumps_typed(value)
-    return data if kind == "msgpack" else ormsgpack.packb(value)  # `None` and bytes
+    return data if kind == "msgpack" else ormsgpack.packb(value)  # bytes
 
 
 def _read(items: list[Any], serde: SerializerProtocol) -> bytes:

@@ -39,6 +39,8 @@ from agentloop.trajectories.redact import Redactor
 
 THREADS = 1024
 """How many threads' states are kept in memory (about what their files hold); others are read."""
+FILES = 64
+"""How many threads' files stay open; others are opened for each step."""
 
 
 class _Unsuspended(BaseCheckpointSaver[int]):
@@ -99,6 +101,7 @@ class DeltaSaver(_Unsuspended):
         self._redact = redact
         self._lock = threading.RLock()
         self._open: OrderedDict[str, ThreadFile] = OrderedDict()
+        self._held: OrderedDict[str, ThreadFile] = OrderedDict()
 
     def put(
         self,
@@ -217,6 +220,10 @@ class DeltaSaver(_Unsuspended):
         self._open[thread] = file
         if len(self._open) > THREADS:
             self._open.popitem(last=False)
+        self._held[thread] = file
+        self._held.move_to_end(thread)
+        if len(self._held) > FILES:
+            self._held.popitem(last=False)[1].close()
         return file
 
     def _threads(self) -> Sequence[str]:

@@ -22,7 +22,7 @@ from langgraph.graph.message import add_messages
 from langgraph.types import Send
 
 from agentloop.errors import StoreError, UsageError
-from agentloop.graphs.checkpoints import DeltaSaver
+from agentloop.graphs.checkpoints import FILES, DeltaSaver
 from agentloop.trajectories.redact import Redactor
 
 SECRET = "correct-horse-battery"
@@ -353,3 +353,28 @@ def test_files_are_the_owners_alone(tmp_path: Path) -> None:
     DeltaSaver(tmp_path / "checkpoints").put(address(), checkpoint(1, {}, {}), {}, {})
     (file,) = (tmp_path / "checkpoints").iterdir()
     assert os.stat(file).st_mode & 0o77 == 0
+
+
+def test_a_thread_that_another_saver_removed_begins_anew(tmp_path: Path) -> None:
+    one, other = DeltaSaver(tmp_path), DeltaSaver(tmp_path)
+    one.put(address(), checkpoint(1, {"n": 1}, {"n": 1}), {}, {"n": 1})
+    other.delete_thread("t")
+    one.put(address(), checkpoint(2, {"n": 2}, {"n": 1}), {}, {"n": 1})
+    found = other.get_tuple(address())
+    assert found is not None and found.checkpoint["channel_values"] == {"n": 2}
+    assert len(list(other.list(address()))) == 1
+
+
+def test_however_many_threads_few_files_stay_open(tmp_path: Path) -> None:
+    def opened() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("only Linux lists open files")
+    before, saver = opened(), DeltaSaver(tmp_path)
+    for number in range(2 * FILES):
+        config = address(thread=f"t{number}")
+        saver.put(config, checkpoint(1, {"n": 1}, {"n": 1}), {}, {"n": 1})
+    assert opened() - before <= FILES
+    del saver
+    assert opened() <= before
