@@ -3,7 +3,8 @@
 Goes in: a `Kit` assembled from a workflow. Comes out: a `Report` (the JSON contract of
 `agentloop cycle --json`). Each stage is a step keyed by (cycle, stage, plan hash): a killed cycle
 runs again from the top, and every finished step, episode and model call is read back from the log
-instead of being made again.
+instead of being made again. Steps, verdicts and promotions carry the fences of the leases they were
+made under: of two processes at one cycle only the one that holds them now writes.
 """
 
 from __future__ import annotations
@@ -85,22 +86,22 @@ def _cycle_id(workflow: str, seed: int, number: int) -> str:
 
 
 async def cycle(kit: Kit, under: Fence | None = None) -> Report:
-    """Run (or finish) the kit's cycle and return its report. It promotes nothing when the lease
-    `under`, of a scheduler, was lost. Raises `LeaseHeld` while another process runs one."""
+    """Run (or finish) the kit's cycle and return its report. Nothing is noted or promoted once the
+    lease `under`, of a scheduler, was lost. Raises `LeaseHeld` while another process runs one."""
     bench = kit.bench
     started = time.monotonic()
     tasks = heldout.split(bench.tasks, kit.cycle_id, n=kit.heldout_n, lanes=kit.lane_n)
     async with leased(bench.archive.log, f"cycle/{kit.name}") as fence:
+        fences: Fences = (fence, under) if under else fence
         body: dict[str, Json] = {"workflow": kit.name, "seed": bench.seed, "plan": kit.plan}
         bench.archive.add_event("cycle", kit.cycle_id, kit.name, body)
-        champion = await step(kit, "champion", _value(bench.champion))
+        champion = await step(kit, "champion", _value(bench.champion), fences)
         bench.champion = str(champion)
-        await step(kit, "collect", lambda: kit.collector.collect(bench))
-        proposals = [await propose(kit, name) for name in kit.lanes]
+        await step(kit, "collect", lambda: kit.collector.collect(bench), fences)
+        proposals = [await propose(kit, name, fences) for name in kit.lanes]
         ids = [task.id for task in tasks.final]
         tasks = replace(tasks, use=heldout.use_of(bench.archive, kit.name, kit.cycle_id, ids))
         decision = await Judge(bench, kit.gate, tasks, kit.probes).decide(proposals)
-        fences: Fences = (fence, under) if under else fence
         record(kit, decision, fences)
         cost = Cost(
             usd=kit.meter.total.usd,
@@ -112,7 +113,7 @@ async def cycle(kit: Kit, under: Fence | None = None) -> Report:
         return report
 
 
-async def propose(kit: Kit, name: str) -> Proposal:
+async def propose(kit: Kit, name: str, fence: Fences | None = None) -> Proposal:
     """One lane's proposal. A lane that fails does not stop the others; a spent budget, a model that
     cannot be reached and a mistake in the workflow do, and the cycle can be resumed."""
 
@@ -128,25 +129,26 @@ async def propose(kit: Kit, name: str) -> Proposal:
             proposal = {"lane": name, "state": "failed", "reason": str(error)}
         return {**proposal, "seconds": round(time.monotonic() - started, 1)}
 
-    return from_json(Proposal, await step(kit, f"propose-{name}", make))
+    return from_json(Proposal, await step(kit, f"propose-{name}", make, fence))
 
 
-async def step(kit: Kit, name: str, make: Callable[[], Awaitable[Json]]) -> Json:
-    """The output of a stage: read back when the log has it, made and recorded otherwise."""
+async def step(
+    kit: Kit, name: str, make: Callable[[], Awaitable[Json]], fence: Fences | None = None
+) -> Json:
+    """The output of a stage: read back when the log has it, made and recorded otherwise. What goes
+    on from here is what the log has, so that a resumed cycle goes on from the same."""
     key = f"{name}/{kit.plan}"
-    known = kit.bench.archive.step(kit.cycle_id, key)
-    if known is None:
-        known = await make()
-        kit.bench.archive.add_step(kit.cycle_id, key, known)
-    return known
+    if kit.bench.archive.step(kit.cycle_id, key) is None:
+        kit.bench.archive.add_step(kit.cycle_id, key, await make(), fence=fence)
+    return kit.bench.archive.step(kit.cycle_id, key)
 
 
 def record(kit: Kit, decision: Decision, fence: Fences) -> None:
-    """Every verdict into the log, and the promotion with it; a holder that lost a lease, or a
-    champion that was moved meanwhile, promotes nothing."""
+    """Every verdict into the log, and the promotion with it. A holder that lost a lease writes
+    neither; a champion that was moved meanwhile stays."""
     archive = kit.bench.archive
     for verdict in decision.verdicts:
-        archive.add_verdict(verdict, kit.cycle_id, scope=kit.name)
+        archive.add_verdict(verdict, kit.cycle_id, scope=kit.name, fence=fence)
     serving = archive.alias(kit.alias)
     promoted = decision.final is not None and decision.final.passed
     if not promoted or serving is None or serving.bundle == decision.bundle:

@@ -55,13 +55,18 @@ def at_most(n: int, rate: float) -> int:
     return n
 
 
-def plain(task: Task, success: bool) -> Episode:
+def plain(task: Task, success: bool, prompt_tokens: int = 100) -> Episode:
     """An episode with nothing but its outcome."""
     return Episode(
         id=task.id, task=task, bundle="", purpose="eval", run="r", seed=0,
         score=Score(value=float(success), success=success, source="s"),
-        usage=Usage(prompt_tokens=100, completion_tokens=50),
+        usage=Usage(prompt_tokens=prompt_tokens, completion_tokens=50),
     )  # fmt: skip
+
+
+def lean(task: Task, success: bool) -> Episode:
+    """One that took a third fewer tokens."""
+    return plain(task, success, 50)
 
 
 @dataclass
@@ -74,6 +79,10 @@ class World:
     """What every challenger adds to the champion's rate."""
     make: dict[str, Make] = field(default_factory=dict)
     """How the episodes of a bundle look; `plain` ones unless named."""
+    lean: bool = False
+    """Whether every challenger takes fewer tokens than the champion,"""
+    same: bool = False
+    """and solves just what it solves."""
     champion: str = FIRST
     bundles: dict[str, Bundle] = field(default_factory=dict)
     verdicts: list[tuple[str, Verdict]] = field(default_factory=list)
@@ -98,11 +107,13 @@ class World:
     async def attempt(self, tasks: Sequence[Task], bundle: Bundle, order: object) -> list[Episode]:
         """As a bench."""
         name = artifact_id(bundle)
+        new = name != self.champion
         if name not in self.drawn:
-            rate = RATE if name == self.champion else RATE + self.gain
-            self.drawn[name] = self.rng.random(len(self.tasks)) < rate
+            rate = RATE + self.gain if new else RATE
+            hits = self.drawn.get(self.champion) if new and self.same else None
+            self.drawn[name] = self.rng.random(len(self.tasks)) < rate if hits is None else hits
         hits = self.drawn[name]
-        make = self.make.get(name)
+        make = lean if new and self.lean else self.make.get(name)
         return [
             make(task, bool(hits[self.at[task.id]]))
             if make
@@ -116,7 +127,7 @@ class World:
             self.kept[key] = plain(task, success)
         return self.kept[key]
 
-    def add_verdict(self, verdict: Verdict, cycle: str, *, scope: str) -> None:
+    def add_verdict(self, verdict: Verdict, cycle: str, **more: object) -> None:
         """As an archive."""
         self.verdicts.append((cycle, verdict))
 
@@ -176,15 +187,15 @@ def tasks(n: int, name: str = "t") -> list[Task]:
 
 
 def fresh(
-    cycles: int, *, gain: float = 0.0, lanes: Sequence[str] = LANES, n: int = 256, seed: int = 0
+    cycles: int, *, lanes: Sequence[str] = LANES, n: int = 256, seed: int = 0, **world: Any
 ) -> list[tuple[Decision, bool]]:
-    """Cycles on tasks that are new each time."""
+    """Cycles on tasks that are new each time, in a `World` with these fields."""
     some = tasks(64 + n)
     hold_out = HoldOut(tuple(some[:64]), tuple(some[64:]))
     found = []
     for number in range(cycles):
-        world = World(some, np.random.default_rng((seed, number)), gain)
-        found.append(cycle(world, hold_out, proposals(world, "new", lanes)))
+        one = World(some, np.random.default_rng((seed, number)), **world)
+        found.append(cycle(one, hold_out, proposals(one, "new", lanes)))
     return found
 
 
@@ -230,11 +241,16 @@ def measure(quick: bool) -> Result:
     promoted = sum(moved for _, moved in null)
     worse = fresh(many, gain=-0.05, lanes=["instructions"], seed=1)
     harmed = sum(moved for _, moved in worse)
+    saving = fresh(many, gain=-0.05, lean=True, lanes=["instructions"], seed=3)
+    saved = sum(moved for _, moved in saving)
+    alike = fresh(many // 5, lean=True, same=True, lanes=["instructions"], seed=4)
     chains = 10 if quick else 200
     moved = sum(chain(50, seed=seed, lanes=LANES[:1]) > 0 for seed in range(chains))
     for what, n, promotions, kept in (
         ("null cycles of three lanes", many, promoted, null),
         ("cycles with a challenger 5 points worse", many, harmed, worse),
+        ("the same, and a third cheaper", many, saved, saving),
+        ("a third cheaper, solving the same", len(alike), sum(one for _, one in alike), alike),
     ):
         pairs = float(np.mean([verdict.n for verdict in finals(kept)]))
         result.rows.append({"what": what, "n": n, "promoted": promotions, "mean_pairs": pairs})
@@ -244,6 +260,7 @@ def measure(quick: bool) -> Result:
     result.checks += [
         Check(f"promoted of {many} null cycles", promoted, at_most(many, ALPHA), at_most=True),
         Check(f"promoted of {many} worse challengers", harmed, many * 5 // 1000, at_most=True),
+        Check(f"promoted of {many} worse and cheaper", saved, at_most(many, ALPHA), at_most=True),
         Check(f"chains with a promotion, of {chains}", moved, at_most(chains, ALPHA), at_most=True),
     ]
     samples(result, 20 if quick else 200)

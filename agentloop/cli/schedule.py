@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from agentloop.cli import options as opt
 from agentloop.cli import show
-from agentloop.errors import AgentLoopError, UsageError
+from agentloop.errors import BudgetReached, UsageError
 
 if TYPE_CHECKING:
     from agentloop.cli.session import Session
@@ -169,13 +169,16 @@ class SessionCycles:
     workflow: str
 
     def refusal(self) -> str:
-        """A budget of the month that is used, or a workflow that cannot be read."""
+        """A budget of the month that is used."""
         from agentloop.workflows.month import Ledger
 
         try:
             budget = self.open_session(0).loaded.spec.budget
+        except UsageError:  # such a workflow has no budget; its slot fails by it, with the cause
+            return ""
+        try:
             Ledger(self.archive, self.workflow).within(budget)
-        except AgentLoopError as error:
+        except BudgetReached as error:
             return str(error)
         return ""
 

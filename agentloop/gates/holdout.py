@@ -26,7 +26,8 @@ class Holdout:
     than -`noninferiority`, and no sign of harm in the one-sided exact test (p of "worse" >=
     `alpha`). The margin is on the observed effect, not on the interval, which at these n is wider
     than 2 points.
-    Neither when the champion was scored in fewer than half of the pairs, or a guard objects.
+    Neither when the champion was scored in fewer than half of the pairs, when more than half of the
+    challenger's rollouts came to no score (it is refused), or when a guard objects.
     """
 
     alpha: float = 0.05
@@ -59,9 +60,11 @@ class Holdout:
         return guarded(verdict, pairs, self.guards)
 
     def _decide(self, pairs: Pairs, alpha: float) -> tuple[str, str]:
-        """(`better`, `cheaper`, `worse` or `limit`; a sentence)."""
+        """(`better`, `cheaper`, `worse`, `refused` or `limit`; a sentence)."""
         if pairs.too_few:
             return "limit", pairs.too_few
+        if pairs.broken:
+            return "refused", f"refused: {pairs.broken}"
         wins, losses, n, ratio = pairs.wins, pairs.losses, len(pairs), pairs.tokens_ratio
         effect, p = pairs.effect, sign_test(wins, losses)
         if effect > 0 and effect >= self.min_effect and p < alpha:

@@ -71,6 +71,17 @@ class Pairs:
         return f"only {len(self)} of {given} pairs are valid"
 
     @property
+    def broken(self) -> str:
+        """Why there is nothing to compare, when more than half of the challenger's rollouts came to
+        no score where the champion's did."""
+        unscored = [b for _, b in self.valid if b.score is None]
+        if 2 * len(unscored) <= len(self):
+            return ""
+        failure = unscored[0].failure
+        first = f"; the first: {failure.reason}: {failure.detail}" if failure else ""
+        return f"{len(unscored)} of its {len(self)} rollouts came to no score{first}"
+
+    @property
     def note(self) -> str:
         """What to add to a sentence about pairs that were left out."""
         return f" ({self.excluded} pairs excluded: infrastructure)" if self.excluded else ""

@@ -29,17 +29,19 @@ class Sequential:
     an effect below `min_effect` reached 1 / (1 - `power`), so that of challengers with that effect
     or a larger one at most 1 - `power` are given up; it stops nothing that may be cheaper.
     *Cheaper*: at least `tokens_saving` fewer tokens, as observed, and the bet on an effect above
-    -`noninferiority` reached 1 / `alpha`. A challenger that is worse by more than that passes in
+    -`noninferiority` reached 1 / `alpha`: one that solves just the same tasks gets there at an
+    alpha of 0.03 after some 180 pairs. A challenger that is worse by more than that passes in
     either way with a chance of at most `alpha` in all: the bet on better is never worth more than
     the one on not worse.
-    Neither when the champion was scored in fewer than half of the pairs, or a guard objects.
+    Neither when the champion was scored in fewer than half of the pairs, when more than half of the
+    challenger's rollouts came to no score (it is refused), or when a guard objects.
     The verdict's `p` (one-sided: 1 / the worth of the bet on better) and `ci95` hold at any time.
     """
 
     alpha: float = 0.05
     min_effect: float = 0.1
     power: float = 0.9
-    noninferiority: float = 0.05
+    noninferiority: float = 0.03
     tokens_saving: float = 0.2
     batch: Annotated[int, Field(ge=1)] = 16
     guards: Guards = Guards()
@@ -87,6 +89,8 @@ class Sequential:
         """Why to stop here; `limit` when there is no reason yet."""
         if pairs.too_few:
             return "limit"
+        if pairs.broken:
+            return "refused"
         if bets["worse"] >= 1 / alpha:
             return "worse"
         if bets["better"] >= 1 / alpha and pairs.effect >= self.min_effect and pairs.effect > 0:
@@ -98,8 +102,8 @@ class Sequential:
         return "futile" if futile and not cheaper else "limit"
 
     def _reason(self, stopped: str, pairs: Pairs, bets: dict[str, float], alpha: float) -> str:
-        if pairs.too_few:
-            return pairs.too_few
+        if pairs.too_few or pairs.broken:
+            return pairs.too_few or f"refused: {pairs.broken}"
         seen = f"{pairs.wins} won, {pairs.losses} lost of {len(pairs)}"
         grown = f"the bet on it grew {bets['better']:.3g}-fold, {1 / alpha:.3g} are needed"
         match stopped:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agentloop.errors import BudgetReached, GraderError, ModelError, UsageError
+from agentloop.errors import BudgetReached, GraderError, ModelError, ServerError, UsageError
 from agentloop.graphs.run import Runner
 from agentloop.lanes.compose import compose
 from agentloop.policies.registry import Policies
@@ -121,10 +121,40 @@ class Bench:
         if fresh:
             self._afford(len(fresh))
             made = await self._run(fresh, order)
-            _refuse_outage(made)
+            await self._refuse_outage(made)
             known.update({episode.id: episode for episode in made})
         episodes = [known[one.id] for one in attempts]
         return [episode for episode in episodes if episode is not None]
+
+    async def _refuse_outage(self, made: Sequence[Episode]) -> None:
+        """When more than half of a batch broke there is nothing to learn or to judge: stop with the
+        cause, so that the run can be continued once it is mended. Unless the champion, asked at
+        once, does not break: then it is the bundle that does."""
+        broken = [one for one in made if _broke(one)]
+        if len(broken) * 2 <= len(made):
+            return
+        first, failure = broken[0], broken[0].failure
+        assert failure is not None
+        if first.bundle != self.champion and await self._champion_works(broken):
+            return
+        raise ModelError(
+            f"{len(broken)} of {len(made)} rollouts failed; the first: {failure.reason}: "
+            f"{failure.detail}",
+            reason=failure.reason,
+        )
+
+    async def _champion_works(self, broken: Sequence[Episode]) -> bool:
+        """Whether it breaks on none of the first few of these tasks. Asked anew each time (the
+        subject says when): what the log knows of an earlier minute does not count."""
+        subject = f"outage {broken[0].id} {broken[0].started:.6f}"
+        order = Order(purpose="eval", subject=subject, label="ask the champion")
+        tasks = list({one.task.id: one.task for one in broken}.values())[:_ASKED]
+        try:
+            attempts = await self._orders(tasks, self.bundle(self.champion), order)
+            self._afford(len(attempts))
+            return not any(_broke(one) for one in await self._run(attempts, order))
+        except ServerError:  # the champion cannot even be served
+            return False
 
     def _afford(self, rollouts: int) -> None:
         """Raises `BudgetReached` when the run may not make so many more rollouts."""
@@ -280,20 +310,14 @@ def _never_began(episode: Episode) -> bool:
 _OUTAGE = frozenset(
     {"model_error", "model_timeout", "graph_error", "sandbox_error", "grader_error"}
 )
+"""Reasons that usually no bundle causes."""
+_ASKED = 4
+"""Rollouts of the champion that tell an outage from a bundle that breaks its own calls: of an
+endpoint that fails half of the time they let one outage in sixteen pass as the bundle's fault."""
 
 
-def _refuse_outage(episodes: Sequence[Episode]) -> None:
-    """When more than half of a batch broke for reasons that no bundle causes, there is nothing to
-    learn or to judge: stop with the cause, so that the run can be continued once it is mended."""
-    broken = [one for one in episodes if one.failure and one.failure.reason in _OUTAGE]
-    if len(broken) * 2 > len(episodes):
-        first = broken[0].failure
-        assert first is not None
-        raise ModelError(
-            f"{len(broken)} of {len(episodes)} rollouts failed; the first: {first.reason}: "
-            f"{first.detail}",
-            reason=first.reason,
-        )
+def _broke(episode: Episode) -> bool:
+    return episode.failure is not None and episode.failure.reason in _OUTAGE
 
 
 def _usable(episode: Episode | None) -> bool:

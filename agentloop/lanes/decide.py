@@ -1,10 +1,11 @@
 """From proposals to one bundle: each lane alone, all together, and what may be left out.
 
 Goes in: the lanes' proposals. Comes out: a `Decision` with every verdict. The rule: a lane joins
-when it passes alone (or, when none does, all that no guard refused join); from the joint bundle a
-lane is dropped as long as leaving it out does not lower the success rate, unless it is what makes
-the bundle cheaper; what remains must pass against the champion on tasks that none of this has
-looked at, so that its verdict holds however the lanes were chosen.
+when it passes alone. When none does, all join of which nothing is known yet: not refused, not
+worse, not without a gain to be expected; where there is none, the deciding tasks stay unused. From
+the joint bundle a lane is dropped as long as leaving it out does not lower the success rate, unless
+it is what makes the bundle cheaper. What remains must pass against the champion on tasks that none
+of this has looked at, so that its verdict holds however the lanes were chosen.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from agentloop.lanes.bench import Bench, Order
 from agentloop.lanes.heldout import HoldOut
 from agentloop.ports import Gate
 from agentloop.records import Bundle, Episode, Proposal, Task, Verdict
+
+_OUT = ("refused", "worse", "futile")
+"""How a verdict on a lane alone stopped that keeps it from joining others."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class Judge:
             lane: await self.alone(lane, self.bench.archive.put(bundle), 1 / len(proposed))
             for lane, bundle in proposed.items()
         }
-        fit = [lane for lane in proposed if alone[lane].stopped != "refused"]
+        fit = [lane for lane in proposed if alone[lane].stopped not in _OUT]
         passing = [lane for lane in fit if alone[lane].passed] or fit
         if not passing:
             return Decision(bundle=self.bench.champion, lanes=(), final=None, alone=alone)

@@ -1,8 +1,9 @@
 """The held-out tasks of one cycle: some that choose among lanes, others that decide.
 
 Goes in: a source of tasks and the cycle's id. Comes out: a `HoldOut`. Two decisions worth knowing.
-On which side a task is depends on a hash of its id alone, so a task that once helped to choose is
-never among those that decide, in any cycle. And the draw is seeded by the cycle: generated tasks
+On which side a task is depends on a hash of its id and on `heldout` in the workflow, so while that
+stays (and a source too small for both sides does) a task that helped to choose never decides; when
+it does after a change, that counts as a use. And the draw is seeded by the cycle: generated tasks
 are new each time, while of a finite source the log tells how often its tasks were used before.
 """
 
@@ -32,7 +33,7 @@ class HoldOut:
     lanes: tuple[Task, ...]
     final: tuple[Task, ...]
     use: int = 1
-    """The how-manieth cycle this is that decides on some of the `final` ones."""
+    """The how-manieth cycle this is that looks at some of the `final` ones."""
 
     @property
     def share(self) -> float:
@@ -72,16 +73,15 @@ def _shuffled(tasks: Sequence[Task], cycle: str) -> tuple[Task, ...]:
 
 def use_of(archive: Archive, workflow: str, cycle: str, ids: Collection[str]) -> int:
     """Which use of the tasks `ids` this cycle's final verdict is: one more than there are other
-    cycles of the workflow whose final verdict used any of them. What this cycle already recorded
-    stays."""
+    cycles of the workflow of which a verdict, final or on a lane, used any of them. What this cycle
+    already recorded stays."""
     wanted, others = set(ids), set[str]()
     for entry in archive.read(Query(kinds=("verdict",), scope=workflow)):
         body: Any = entry.body
-        if not body.get("final"):
-            continue
         name = entry.key.partition("#")[0]
-        if name == cycle:
+        if name != cycle:
+            if any(row[0] in wanted for row in body.get("outcomes", ())):
+                others.add(name)
+        elif body.get("final"):
             return int(body["use"])
-        if any(row[0] in wanted for row in body.get("outcomes", ())):
-            others.add(name)
     return len(others) + 1

@@ -196,7 +196,7 @@ class Verdict:
     """Pairs that there would have been without stopping early."""
     stopped: str = ""
     """Why it ended: `better`, `cheaper`, `worse`, `futile` (too small to matter), `limit` (all
-    tasks used) or `refused` (by a guard, or the bundle could not be served)."""
+    tasks used) or `refused` (by a guard, or the bundle could not be served or run)."""
     alpha: float = 0.0
     """The level it was tested at, its share of the gate's."""
     evidence: dict[str, float] = field(default_factory=dict)
@@ -206,7 +206,7 @@ class Verdict:
     final: bool = False
     """Whether this one decided about the promotion."""
     use: int = 0
-    """The how-manieth cycle this is whose final verdict used some of these tasks."""
+    """The how-manieth cycle this is that looked at some of these tasks."""
 
 
 @record

@@ -30,15 +30,20 @@ MOST = 100
 LATE = 600.0
 """Seconds after which a moment counts as missed by `missed: skip`."""
 _LONG = 60 * 366 * 86400.0
+_LONGEST = 3660 * 86400.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def interval(text: str) -> float:
-    """`30m`, `6h`, `1d`, `45s` in seconds. Raises `UsageError`."""
+    """`30m`, `6h`, `1d`, `45s` in seconds, from a second to ten years. Raises `UsageError`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
-    if match is None or float(match[1]) <= 0:
-        raise UsageError(f"`{text}` is not an interval; write a number and s, m, h or d, e.g. 6h")
-    return float(match[1]) * _UNITS[match[2]]
+    seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not 1.0 <= seconds <= _LONGEST:
+        raise UsageError(
+            f"`{text:.40}` is not an interval; write a number and s, m, h or d, e.g. 6h (from 1s "
+            "to 3660d)"
+        )
+    return seconds
 
 
 class Timetable(Protocol):

@@ -18,7 +18,7 @@ from agentloop.schedule.clock import Clock, SystemClock
 from agentloop.schedule.slots import Slot, Slots, last_cycle, seed_of, slot_name, unused
 from agentloop.schedule.triggers import Triggers
 from agentloop.store.held import LEASE_SECONDS, leased
-from agentloop.store.leases import LeaseLost
+from agentloop.store.leases import LeaseHeld, LeaseLost
 from agentloop.store.log import Log
 from agentloop.store.query import Fence
 
@@ -27,7 +27,9 @@ NAP = 30.0
 PAUSE = 60.0
 """Seconds before a slot that failed for a passing reason is tried again."""
 TRIES = 3
-"""So often at least, and until the next slot is due."""
+"""So often at least, and until the next slot is due,"""
+PATIENCE = 86400.0
+"""or for so many seconds where the calendar plans none."""
 
 
 @record
@@ -121,10 +123,9 @@ class Shift:
     def __init__(self, of: Scheduler, fence: Fence) -> None:
         self._of, self._fence = of, fence
         self._slots = Slots(of.log, of.workflow, fence)
-        now, rule = of.clock.now(), of.calendar.rule
-        self._started = self._slots.started(rule, now) if rule else now
-        self._earliest = now
-        self._calendar = of.calendar.anchored(self._started)
+        rule = of.calendar.rule
+        start = self._slots.follow(rule, of.clock.now()) if rule else 0.0
+        self._calendar = of.calendar.anchored(start)
 
     def next(self) -> Slot | None:
         """The slot to run now: an unfinished one, one that is due, or a trigger's."""
@@ -155,13 +156,16 @@ class Shift:
         of, began, tries = self._of, self._of.clock.now(), 0
         outcome: Outcome | None = None
         while outcome is None:
-            tries += 1
             try:
                 outcome = await of.cycles.run(slot, self._fence)
-            except LeaseLost:
-                raise
+            except (LeaseHeld, LeaseLost) as error:
+                of.log.renew(*self._fence, of.lease)  # was it this scheduler's own, it raises that
+                # Another runs a cycle by hand: this one waits for as long as that takes.
+                of.tell(f"{slot.name}: {error}; tried again in {of.pause:g} s")
+                await of.clock.sleep(of.pause)
             except (StoreError, OSError, ModelError, ServerError) as error:
-                if tries >= TRIES and self._next_is_due(began):
+                tries += 1
+                if tries >= TRIES and self._given_up(began):
                     outcome = Outcome(state="failed", reason=f"tried {tries} times; {error}")
                 else:
                     of.tell(f"{slot.name}: {error}; tried again in {of.pause:g} s")
@@ -185,10 +189,9 @@ class Shift:
 
     def _due(self, now: float) -> tuple[str, str]:
         """Name and cause of the planned slot to run now; those it was too late for are noted."""
-        self._earliest = min(self._earliest, now)
-        # A rule that was first followed under a clock that was wrong is followed from now on.
-        began = self._started if self._started <= now else self._earliest
-        since = self._slots.since(now, began - 0.001)
+        if not self._calendar.rule:
+            return "", ""
+        since = self._slots.since(now)
         due = unused(self._calendar.due(since, now), self._slots)
         chosen, given_up = self._calendar.choose(due, now)
         if given_up:
@@ -200,18 +203,18 @@ class Shift:
         return ("", "") if chosen is None else (slot_name(chosen), self._calendar.rule)
 
     def _triggered(self, now: float) -> tuple[str, str]:
-        """Name and cause of the slot that a trigger starts. One such slot follows one cycle; where
-        the month's budget refused it, again in the next month."""
+        """Name and cause of the slot that a trigger starts. One such slot follows one cycle; one
+        that was skipped, or failed before its own cycle began, is followed by one the next day."""
         of = self._of
         if not of.triggers:
             return "", ""
         since = last_cycle(of.log, of.workflow)
-        name = f"{slot_name(now)[:7]}/after-{since}"
+        name = f"{slot_name(now)[:10]}/after-{since}"
         if self._slots.taken(name):
             return "", ""
         cause = of.triggers.cause(of.log, of.workflow, since)
         return (name, cause) if cause else ("", "")
 
-    def _next_is_due(self, began: float) -> bool:
+    def _given_up(self, began: float) -> bool:
         planned = self._calendar.next(began)
-        return not planned or planned[0] <= self._of.clock.now()
+        return (planned[0] if planned else began + PATIENCE) <= self._of.clock.now()

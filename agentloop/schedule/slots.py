@@ -2,9 +2,10 @@
 
 In: a log, a workflow and the scheduler's fence. Out: the slot to go on with, and rows
 `slot_begun` and `slot_ended` of the key `WORKFLOW/2026-11-23T03:00:00Z`. A planned slot is named by
-its planned time, one that a trigger starts by the cycle that it comes after: neither name depends
-on who gives it or on what the clock says then. All rows carry the fence, so a scheduler that was
-stopped past its lease writes none.
+its planned time, whatever the clock says when it is run; one that a trigger starts by the cycle
+that it comes after, and by the day, so that it is tried again where it came to no cycle. No name
+depends on who gives it. All rows carry the fence, so a scheduler that was stopped past its lease
+writes none.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Slot:
     """One cycle that was begun at a planned moment or by a trigger."""
 
     name: str
-    """Within its workflow: a planned time, or `2026-11/after-123`."""
+    """Within its workflow: a planned time, or `2026-11-23/after-123`."""
     cycle: str
     seed: int
     cause: str
@@ -58,6 +59,7 @@ class Slots:
         self._ended = {key.removeprefix(prefix) for key in log.keys(ENDED, prefix)}
         self._begun = {key.removeprefix(prefix) for key in log.keys(BEGUN, prefix)}
         self._planned = sorted(filter(None, map(_moment, self._ended)))
+        self._rule, self._floor = "", 0.0
 
     def unfinished(self) -> Slot | None:
         """The slot that was begun and not ended, by this process or another; the first of them."""
@@ -70,21 +72,27 @@ class Slots:
         """Whether it ended: it is not begun again."""
         return name in self._ended
 
-    def since(self, now: float, floor: float) -> float:
-        """From when on planned moments may be due, at least `floor`: the last slot that ended and
-        was planned before `now`. (Not the last of all: those after `now` are of a clock that was
-        set back since.)"""
-        at = bisect_right(self._planned, now)
-        return max(self._planned[at - 1], floor) if at else floor
+    def follow(self, rule: str, now: float) -> float:
+        """Follow this rule; when it was first followed here, which is where an interval begins."""
+        self._rule = f"{self._workflow}#{rule}"
+        first = started_at(self._log, self._workflow, rule)
+        if first is None:
+            first = float(math.floor(now))
+            self._write(STARTED, self._rule, {"at": first})
+        later = [key.rpartition("@")[2] for key in self._log.keys(STARTED, f"{self._rule}@")]
+        self._floor = min([first, *map(float, later)])
+        return first
 
-    def started(self, rule: str, now: float) -> float:
-        """When this rule was first followed here; from then on slots can have been missed."""
-        key = f"{self._workflow}#{rule}"
-        known = started_at(self._log, self._workflow, rule)
-        if known is None:
-            known = float(math.floor(now))
-            self._write(STARTED, key, {"at": known})
-        return known
+    def since(self, now: float) -> float:
+        """From when on planned moments may be due: after the last slot that ended and was planned
+        before `now` (not the last of all: those after `now` are of a clock that was set back
+        since), and not before the rule was followed here. Where the clock was ahead when that was
+        noted, the rule counts as followed from `now` on, and that is noted too."""
+        if now < self._floor:
+            self._floor = float(math.floor(now))
+            self._write(STARTED, f"{self._rule}@{self._floor:.0f}", {"at": self._floor})
+        at = bisect_right(self._planned, now)
+        return max([self._floor - 0.001, *self._planned[at - 1 : at]])
 
     def begin(self, slot: Slot) -> None:
         """Note that it is about to run."""

@@ -1,22 +1,28 @@
 """What starts a cycle beside the clock: enough new trajectories, or a live reward that fell.
 
 In: the log since the last cycle began, in its own order. Out: the cause in a few words, or none.
-No clock is asked. Live are the episodes of purpose `serve`, whoever asked for them; their scores
-may come late, and each counts in the order in which its latest score came.
+No clock is asked. What was imported, and forks of recorded rollouts, are nobody's use. A live
+reward is what a client says of a conversation, or `serve.reward`; each conversation has one, the
+first that came, so that grading the log anew changes nothing and many turns with one person are no
+more than one opinion.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from agentloop.gates.betting import wealth
-from agentloop.records import Score
+from agentloop.records import content_id
+from agentloop.store.exchange import foreign
 from agentloop.store.log import Log
-from agentloop.store.query import Query
-from agentloop.trajectories.codec import from_json
+from agentloop.store.query import Entry, Query
+from agentloop.workflows.canary import FEEDBACK, LIVE
 
-LIVE = 2000
-"""The latest so many live episodes are looked at for a drift."""
+LATEST = 2000
+"""So many episodes of use are looked at for a drift."""
+_SPECS = [content_id("spec", spec) for spec in (FEEDBACK, LIVE)]
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,10 @@ class Triggers:
         last cycle began."""
         if self.trajectories is not None:
             live = Query(kinds=("episode",), scope=workflow, purpose="serve", since_seq=since)
-            if (new := len(log.chosen(live))) >= self.trajectories:
-                return f"{new} new trajectories"
+            if len(log.chosen(live)) >= self.trajectories:  # else no episode need be read
+                new = sum(1 for _ in _of_use(log, live))
+                if new >= self.trajectories:
+                    return f"{new} new trajectories"
         if self.drift is not None:
             before, recent = live_rewards(log, workflow, since)
             if fell(before, recent, self.drift):
@@ -46,12 +54,18 @@ class Triggers:
 
 
 def live_rewards(log: Log, workflow: str, since: int) -> tuple[list[float], list[float]]:
-    """Rewards in [0, 1] of live episodes, scored before and after the place `since` in the log."""
-    live = Query(kinds=("episode",), scope=workflow, purpose="serve", newest=True, limit=LIVE)
-    scored = sorted(
-        (score.seq, _value(score.body)) for _, score in log.scored(live) if score is not None
-    )
-    return [v for seq, v in scored if seq <= since], [v for seq, v in scored if seq > since]
+    """Rewards in [0, 1] of conversations, those that came before and after the place `since` in the
+    log, in the order in which they came."""
+    live = Query(kinds=("episode",), scope=workflow, purpose="serve", newest=True, limit=LATEST)
+    first: dict[str, tuple[int, float]] = {}
+    for entry in _of_use(log, live):
+        body: Any = entry.body
+        task = body["task"]["id"]
+        talk = task.rpartition("/")[0] or task  # of `serve/NAME/TURN`
+        for seq, value in _scores(log, entry.key):
+            first[talk] = min(first.get(talk, (seq, value)), (seq, value))
+    found = sorted(first.values())
+    return [v for seq, v in found if seq <= since], [v for seq, v in found if seq > since]
 
 
 def fell(before: list[float], recent: list[float], alpha: float) -> bool:
@@ -62,6 +76,23 @@ def fell(before: list[float], recent: list[float], alpha: float) -> bool:
     return bool(pairs) and max(wealth(pairs)) >= 1 / alpha
 
 
-def _value(body: object) -> float:
-    assert isinstance(body, dict)
-    return from_json(Score, body["score"]).value
+def _of_use(log: Log, query: Query) -> Iterator[Entry]:
+    """Those of the episodes that came from use here."""
+    imported: dict[str, bool] = {}
+    for entry in log.read(query):
+        body: Any = entry.body
+        run = body["run"]
+        if run not in imported:
+            imported[run] = foreign(log, run)
+        if not imported[run] and not body.get("setup", {}).get("parent"):
+            yield entry
+
+
+def _scores(log: Log, episode: str) -> Iterator[tuple[int, float]]:
+    """Where in the log each live score of an episode stands, and its value."""
+    for spec in _SPECS:
+        for key in log.keys("score", f"{episode}/{spec}/"):
+            entry = log.get("score", key)
+            if entry is not None:
+                body: Any = entry.body
+                yield entry.seq, float(body["score"]["value"])

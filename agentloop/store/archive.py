@@ -104,11 +104,13 @@ class Archive(Versions):
 
     # Cycles, calls, events
 
-    def add_verdict(self, verdict: Verdict, cycle: str, *, scope: str = "") -> None:
+    def add_verdict(
+        self, verdict: Verdict, cycle: str, *, scope: str = "", fence: Fences | None = None
+    ) -> None:
         """Store a gate's decision."""
         body = to_json(verdict)
         key = f"{cycle}#{content_id('verdict', body)}"
-        self.log.append([Draft(kind="verdict", key=key, body=body, scope=scope)])
+        self.log.append([Draft(kind="verdict", key=key, body=body, scope=scope)], fence=fence)
 
     def verdicts(self, cycle: str | None = None) -> list[Verdict]:
         """The decisions of a cycle (or of all), in log order."""

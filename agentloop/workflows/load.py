@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,20 +57,14 @@ class Loaded:
                 raise MissingDependency(
                     f"`{package}` (required by `{self.name}`)", f"pip install {package}"
                 )
-        parts = [spec.tasks, spec.reward, spec.collect, spec.gate, *spec.lanes.values()]
-        if spec.probes is not None:
-            parts.append(spec.probes)
-        if spec.scripted is not None:
-            parts += [spec.scripted.tasks, spec.scripted.reward or spec.reward]
-        if spec.serve.reward is not None:
-            parts.append(spec.serve.reward)
-        for part in parts:
+        for part in (*self._parts(), *filter(None, [spec.serve.reward])):
             self.build(part)
         if spec.command:
             resolve_command(spec.command, self.folder)
 
     def digest(self) -> str:
-        """Hash of the workflow as resolved, with the Python and data files beside it."""
+        """Hash of the workflow as resolved, with the Python and data files beside it and those that
+        its parts name elsewhere."""
         state = hashlib.blake2b(digest_size=16)
         # What may change without changing a result: a budget can be raised to go on.
         prose = {"title", "claim", "faithful", "reduced", "seed_paper", "checks"}
@@ -87,7 +82,29 @@ class Loaded:
             of_agent = f"./{path.name}" in self.spec.command
             if (path.suffix in (".py", ".jsonl") or of_agent) and path.is_file():
                 state.update(path.name.encode() + b"\0" + path.read_bytes())
+        for path in sorted(self._named()):
+            state.update(path.name.encode() + b"\0" + path.read_bytes())
         return state.hexdigest()
+
+    def _parts(self) -> list[PartSpec]:
+        """All that a cycle is made of."""
+        spec = self.spec
+        parts = [spec.tasks, spec.reward, spec.collect, spec.gate, *spec.lanes.values()]
+        parts += filter(None, [spec.probes])
+        if spec.scripted is not None:
+            parts += [spec.scripted.tasks, spec.scripted.reward or spec.reward]
+        return parts
+
+    def _named(self) -> set[Path]:
+        """The Python and data files that parts name and that do not lie beside the workflow."""
+        found = set()
+        for part in self._parts():
+            module = self.folder / part.use.rpartition(":")[0]
+            values = _absolute(list(part.fields.values()), self.folder)
+            for path in (module, *(Path(os.path.expanduser(text)) for text in _texts(values))):
+                if path.suffix in (".py", ".jsonl") and os.path.isfile(path):  # raises for no text
+                    found.add(path.resolve())
+        return {path for path in found if path.parent != self.folder.resolve()}
 
 
 def load(name: str, workspace: Workspace, overrides: Mapping[str, Json] | None = None) -> Loaded:
@@ -169,6 +186,15 @@ def _absolute(value: Any, folder: Path) -> Any:
     if isinstance(value, dict):
         return {key: _absolute(one, folder) for key, one in value.items()}
     return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text within a field."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
 
 
 def _where(path: Path) -> str:

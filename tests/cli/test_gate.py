@@ -16,6 +16,16 @@ Data = Callable[..., Any]
 PROBES = "probes: {use: agentloop.tasks.files:Jsonl, path: ./probes.jsonl}\n"
 
 
+REFUSING = """\
+from agentloop.errors import ModelError
+
+
+def refuse(request):
+    if request.policy:
+        raise ModelError("400: this cannot be sent")
+"""
+
+
 def probed(root: Path, *rows: dict[str, str]) -> str:
     folder = tiny_workflow.make(root, yaml=tiny_workflow.YAML + PROBES)
     (folder / "probes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -52,6 +62,20 @@ def test_an_impossible_probe_that_is_passed_keeps_the_champion(
     told = data("cycle", workflow)
     assert told["state"] == "kept" and told["heldout"]["stopped"] == "refused"
     assert "passed 1 of 1 impossible probes, such as `p7`" in told["heldout"]["reason"]
+
+
+def test_a_lane_that_breaks_its_own_calls_costs_itself(
+    tmp_path: Path, home: Path, data: Data
+) -> None:
+    """The endpoint refuses whatever the trained policy sends, and answers all others."""
+    parts = tiny_workflow.PARTS.replace("import re\n", "import re\n\n" + REFUSING)
+    parts = parts.replace("def replies(request):\n", "def replies(request):\n    refuse(request)\n")
+    told = data("cycle", str(tiny_workflow.make(tmp_path, parts=parts)))
+    policy = next(one for one in data("inspect", "decisions") if one["subject"] == "policy")
+    assert policy["stopped"] == "refused" and policy["challenger_rate"] == 0
+    assert policy["reason"].startswith("refused: 12 of its 12 rollouts came to no score; the first")
+    assert "400: this cannot be sent" in policy["reason"]
+    assert told["state"] == "promoted"
 
 
 def test_probes_that_cannot_be_read(tmp_path: Path, home: Path, refused: Data) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,17 @@ from agentloop.lanes.bench import Bench, Order, score, skill_text
 from agentloop.lanes.compose import compose
 from agentloop.models.meter import FREE, Meter, Metered
 from agentloop.models.scripted import Scripted
-from agentloop.records import Budget, Completion, Episode, Limits, Request, Score, Skill, Task
+from agentloop.records import (
+    Budget,
+    Completion,
+    Episode,
+    Instruction,
+    Limits,
+    Request,
+    Score,
+    Skill,
+    Task,
+)
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
 from agentloop.trajectories.examples import split_turns
@@ -125,6 +136,39 @@ def test_an_infrastructure_failure_is_unscored_and_tried_again(
             bench.model = Scripted(["Answer: 8591"])  # it goes on after the step that ended
             [again] = await bench.attempt([failed.task], champion, EVAL)
             assert bench.model.calls == 1 and again.id == failed.id and again.success
+
+    asyncio.run(main())
+
+
+def test_a_bundle_that_breaks_its_own_calls_is_no_outage(opened: Callable[..., object]) -> None:
+    """The endpoint refuses what it sends (a filter, say), and answers the champion. The next time
+    the endpoint is down for both."""
+    down = False
+
+    def refuses(request: Request) -> str:
+        system = next((m.content for m in request.messages if m.role == "system"), "")
+        if down or "forbidden" in system:
+            raise ModelError("400: not this prompt")
+        return answer(request)
+
+    async def main() -> None:
+        nonlocal down
+        async with opened() as (bench, tasks):  # type: ignore[attr-defined]
+            bench.model = Scripted(refuses)
+            champion = bench.bundle(bench.champion)
+            words = bench.archive.put(Instruction(text="forbidden words"))
+            challenger = replace(champion, instruction=words)
+            for _ in range(2):  # nothing of it is known the second time: it is asked again
+                made = await bench.attempt(tasks, challenger, EVAL)
+                assert [one.failure.reason for one in made] == ["model_error"] * len(tasks)
+                assert not any(one.score for one in made)
+            asked = [one for one in bench.archive.episodes() if one.bundle == bench.champion]
+            assert len(asked) == 8 and all(one.purpose == "eval" for one in asked)
+            down = True
+            with pytest.raises(ModelError, match=f"{len(tasks)} of {len(tasks)} rollouts failed"):
+                await bench.attempt(tasks, challenger, EVAL)
+            with pytest.raises(ModelError):
+                await bench.attempt(tasks, champion, EVAL)
 
     asyncio.run(main())
 

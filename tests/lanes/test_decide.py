@@ -129,6 +129,25 @@ def test_where_none_passes_alone_the_union_of_all_is_judged() -> None:
     assert decision.final is not None and decision.final.passed
 
 
+@pytest.mark.parametrize(("solved", "stopped"), [(0, "worse"), (16, "futile")])
+def test_what_is_known_to_be_no_better_does_not_spend_the_deciding_tasks(
+    solved: int, stopped: str
+) -> None:
+    bench, decision = decide(
+        {"": (16, 100), "s": (solved, 100)}, ["skills"], gate=Sequential(power=0.5)
+    )
+    assert decision.alone["skills"].stopped == stopped
+    assert (decision.bundle, decision.lanes, decision.final) == (bench.champion, (), None)
+    deciding = {task.id for task in DECIDING}
+    assert not any(task in deciding for _, task in bench.seen)
+    # beside one of which nothing is known, it is left out of the union
+    world = {u: (solved if "s" in u else 17 if u else 16, 100) for u in UNIONS}
+    bench, decision = decide(world, ["instructions", "skills"], gate=Sequential(power=0.95))
+    if stopped == "worse":
+        assert decision.alone["instructions"].stopped == "limit"
+        assert decision.lanes == ("instructions",) and decision.final is not None
+
+
 def test_a_single_lane_is_judged_alone_and_on_the_whole_hold_out() -> None:
     bench, decision = decide({"": (8, 100), "s": (9, 100)}, ["skills"])
     assert decision.lanes == ("skills",) and decision.joint is None and not decision.without
@@ -153,7 +172,10 @@ def test_nothing_proposed_is_nothing_judged() -> None:
 )
 def test_the_bundle_is_made_of_proposed_lanes_only(world: World, lanes: set[str]) -> None:
     bench, decision = decide(world, sorted(lanes))
-    fit = {lane for lane, verdict in decision.alone.items() if verdict.stopped != "refused"}
+    fit = {
+        lane for lane, verdict in decision.alone.items()
+        if verdict.stopped not in ("refused", "worse")
+    }  # fmt: skip
     if not fit:  # ten times the tokens, say
         assert decision.final is None and decision.bundle == bench.champion
         return

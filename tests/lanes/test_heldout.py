@@ -124,8 +124,8 @@ def test_other_cycles_that_were_decided_on_these_tasks_count(archive: Archive) -
         return use_of(archive, "w", cycle, names)
 
     assert use("cycle-1", "a", "b") == 1
-    archive.add_verdict(verdict(["a"], final=False), "cycle-1", scope="w")  # a lane alone
-    assert use("cycle-2", "a") == 1
+    archive.add_verdict(verdict(["d"], final=False), "cycle-1", scope="w")  # a lane alone
+    assert use("cycle-1", "a", "d") == 1
     archive.add_verdict(verdict(["a", "b"]), "cycle-1", scope="w")
     archive.add_verdict(verdict(["a"]), "cycle-1", scope="another workflow")
     assert use("cycle-2", "b", "c") == 2 and use("cycle-2", "c") == 1
@@ -135,3 +135,15 @@ def test_other_cycles_that_were_decided_on_these_tasks_count(archive: Archive) -
     assert use("cycle-1", "a", "b") == 1 and use("cycle-2", "b", "c") == 2
     archive.add_verdict(replace(verdict([]), stopped="refused"), "cycle-4", scope="w")
     assert use("cycle-5", "b") == 3  # nothing was looked at
+    # a task that chose in another cycle, before the settings put it on the deciding side
+    assert use("cycle-5", "d") == 2
+
+
+def test_a_task_that_changes_sides_with_the_settings_counts_as_used(archive: Archive) -> None:
+    before = split(File(300), "cycle-1", n=60, lanes=60)
+    archive.add_verdict(verdict(sorted(ids(before.lanes)), final=False), "cycle-1", scope="w")
+    same = split(File(300), "cycle-2", n=60, lanes=60)
+    assert use_of(archive, "w", "cycle-2", ids(same.final)) == 1
+    moved = split(File(300), "cycle-3", n=100, lanes=20)
+    assert ids(before.lanes) & ids(moved.final)
+    assert use_of(archive, "w", "cycle-3", ids(moved.final)) == 2

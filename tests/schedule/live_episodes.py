@@ -27,11 +27,14 @@ def add_live(log: Log, n: int, *, first: int = 0, scope: str = "w", purpose: str
     ])  # fmt: skip
 
 
-def reward(archive: Archive, values: Sequence[float], *, first: int = 0, scope: str = "w") -> None:
+def reward(
+    archive: Archive, values: Sequence[float], *, first: int = 0, scope: str = "w",
+    spec: str = "feedback",
+) -> None:  # fmt: skip
     """Episodes with these rewards, in order."""
     add_live(archive.log, len(values), first=first, scope=scope)
     scores = [
         (f"ep-serve-{first + at}", Score(value=value, success=value > 0.5, source="test"))
         for at, value in enumerate(values)
     ]
-    asyncio.run(archive.add_scores(scores, "reward", scope=scope))
+    asyncio.run(archive.add_scores(scores, spec, scope=scope))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny_workflow
 
 from agentloop.cli import run
-from agentloop.schedule.install import cron, systemd
+from agentloop.errors import UsageError
+from agentloop.schedule.install import Installation, cron, systemd
 
 ODD = ["/a b/python", "-m", "it's", 'say "hi"', "50%", "$HOME", "back\\slash"]
 
@@ -20,26 +25,87 @@ ODD = ["/a b/python", "-m", "it's", 'say "hi"', "50%", "$HOME", "back\\slash"]
 def test_a_unit_names_its_words_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     made = systemd("my flow", ODD, directory=Path("/a b"), home=Path("/h 1%"))
-    assert made.path == tmp_path / "config/systemd/user/agentloop-my-flow.service"
+    assert made.path.parent == tmp_path / "config/systemd/user"
+    assert re.fullmatch(r"agentloop-my-flow-[0-9a-f]{8}\.service", made.path.name)
     [line] = [one for one in made.text.splitlines() if one.startswith("ExecStart=")]
     assert line == (
         'ExecStart="/a b/python" "-m" "it\'s" "say \\"hi\\"" "50%%" "$$HOME" "back\\\\slash"'
     )
     assert "EnvironmentFile=-/h 1%%/keys.env" in made.text and "WorkingDirectory=/a b" in made.text
-    assert "enable --now agentloop-my-flow.service" in made.enable
+    assert f"enable --now {made.path.name}" in made.enable
+
+
+def test_a_unit_is_of_one_workflow_and_home() -> None:
+    """Two homes of one workflow have a unit each; installing again replaces its own."""
+    here = Path("/d")
+    paths = [
+        kind(name, ["x"], directory=here, home=Path(home)).path.name
+        for kind in (systemd, cron)
+        for name, home in (("w", "/h1"), ("w", "/h2"), ("a b", "/h1"), ("a-b", "/h1"))
+    ]
+    assert len(set(paths)) == 8
+    again = systemd("w", ["y"], directory=here, home=Path("/h1"))
+    assert again.path.name == paths[0]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+def test_systemd_reads_the_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    command = [sys.executable, *ODD[1:]]
+    made = systemd("my flow", command, directory=tmp_path, home=tmp_path / "h 1%")
+    made.write()
+    verify = ["systemd-analyze", "verify", "--user", "--man=no", str(made.path)]
+    read = subprocess.run(verify, capture_output=True, text=True, check=False)
+    assert [line for line in read.stderr.splitlines() if made.path.name in line] == []
+
+
+@pytest.mark.parametrize("kind", [systemd, cron])
+@pytest.mark.parametrize("odd", ["a\nb", "a\rb", "a\0b"])
+def test_what_is_no_line_is_refused(kind: Callable[..., Installation], odd: str) -> None:
+    for command, directory, home in ((odd, "/d", "/h"), ("x", odd, "/h"), ("x", "/d", odd)):
+        with pytest.raises(UsageError, match="control character"):
+            kind("w", [command], directory=Path(directory), home=Path(home))
+
+
+def test_enabled_twice_it_stands_in_the_crontab_once(tmp_path: Path) -> None:
+    tool, table = tmp_path / "bin" / "crontab", tmp_path / "table"
+    tool.parent.mkdir()
+    tool.write_text(
+        f"#!/bin/sh\n[ $1 = -l ] && exec cat {table}\ncat > {table}.n && mv {table}.n {table}\n"
+    )
+    tool.chmod(0o755)
+    path = {**os.environ, "PATH": f"{tool.parent}:{os.environ['PATH']}"}
+    homes = [tmp_path / name for name in ("h 1%", "h2")]
+
+    def enable(home: Path, word: str) -> None:
+        made = cron("w", ["x", word], directory=tmp_path, home=home)
+        made.write()
+        subprocess.run(["/bin/sh", "-c", made.enable], check=True, env=path)
+
+    enable(homes[0], "first")  # where there is no crontab yet
+    table.write_text("0 0 * * * own\n" + table.read_text())
+    enable(homes[1], "other")
+    enable(homes[0], "second")
+    lines = table.read_text().splitlines()
+    assert len(lines) == 3 and lines[0] == "0 0 * * * own"
+    assert [word for word in ("first", "other", "second") if word in " ".join(lines)] == [
+        "other", "second",
+    ]  # fmt: skip
 
 
 def test_a_line_for_cron_is_what_a_shell_reads_back(tmp_path: Path) -> None:
     home = tmp_path / "h 1%"
     home.mkdir()
-    (home / "keys.env").write_text("OPENAI_API_KEY=sk-1\n")
+    (home / "keys.env").write_text(
+        "# for cron and systemd alike\nOPENAI_API_KEY='sk $1 \"2\" \\'\n"
+    )
     show = [sys.executable, "-c", "import os,sys;print(os.environ['OPENAI_API_KEY'],sys.argv[1:])"]
     made = cron("w", [*show, *ODD], directory=tmp_path, home=home)
     assert made.text.count("\n") == 1 and made.text.startswith("*/5 * * * * cd ")
     command = made.text.removeprefix("*/5 * * * * ").strip().replace("\\%", "%")
     subprocess.run(["/bin/sh", "-c", command], check=True)
     said = (home / "schedule.log").read_text()
-    assert said == f"sk-1 {[*ODD, '--due']}\n"
+    assert said == f"""sk $1 "2" \\ {[*ODD, "--due"]}\n"""
     assert shlex.quote(str(made.path)) in made.enable
 
 

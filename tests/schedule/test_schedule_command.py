@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def test_a_used_month_skips_the_slot_and_says_so(
     with Archive(Path(home)) as archive:
         assert len(archive.log.keys("episode")) <= 30
         before = archive.aliases()
+    time.sleep(1.0)  # the first second's name is taken, whichever rule planned it
     assert run(["schedule", str(folder), "--every", "1s", "--due", "--home", home,
                 "--set", "budget.month.rollouts=20"]) == 0  # fmt: skip
     err = capsys.readouterr().err

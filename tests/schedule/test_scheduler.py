@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from schedule_fixtures import SetClock, StubCycles
 
+from agentloop.cli.schedule import SessionCycles
 from agentloop.errors import BudgetReached, ModelError, StoreError, UsageError
 from agentloop.schedule import Calendar, Cron, Every, Outcome, Scheduler, Slot
 from agentloop.schedule.slots import history, seed_of
+from agentloop.store.archive import Archive
 from agentloop.store.leases import LeaseHeld, LeaseLost
 from agentloop.store.log import Log
-from agentloop.store.query import Query
+from agentloop.store.query import Fence, Query
 
 NOON = 1_790_000_000.0 // 3600 * 3600
 
@@ -165,6 +167,58 @@ def test_without_stay_it_ends_when_nothing_is_due(log: Log) -> None:
     log.lease("schedule/w", "another", 120.0)
     with pytest.raises(LeaseHeld):
         asyncio.run(scheduler(log, cycles, clock, cron).run(stay=False))
+
+
+@pytest.mark.parametrize("calendar", [Calendar(Cron("30 * * * *")), Calendar(Every(3600.0))])
+def test_a_clock_that_was_ahead_at_the_first_start_stops_nothing(
+    log: Log, calendar: Calendar
+) -> None:
+    """Started from a crontab, each time anew: ten years ahead once, then set right."""
+    clock, cycles = SetClock(NOON + 10 * 365 * 86400.0), StubCycles(log)
+    asyncio.run(scheduler(log, cycles, clock, calendar).run(stay=False))
+    cycles.ran.clear()
+    clock.time = NOON + 300
+    for _ in range(12 * 6):
+        asyncio.run(scheduler(log, cycles, clock, calendar).run(stay=False))
+        clock.time += 300
+    assert len(cycles.ran) == len(set(cycles.ran)) == 6
+    assert log.keys("schedule") == sorted(log.keys("schedule")) and len(log.keys("schedule")) == 2
+
+
+@pytest.mark.parametrize("how", ["held", "lost"])
+def test_a_slot_waits_for_a_cycle_that_runs_by_hand(log: Log, how: str) -> None:
+    """However long that takes, and whatever else is due meanwhile; it is nobody's failure."""
+    clock, told = SetClock(NOON), list[str]()
+    by_hand = ("cycle/w", log.lease("cycle/w", "a person", 120.0))
+
+    class Real(StubCycles):
+        async def run(self, slot: Slot, fence: Fence) -> Outcome:
+            if clock.time < NOON + 5 * 3600:
+                if how == "held":
+                    log.lease("cycle/w", "scheduler", 120.0)
+                log.append([], fence=("cycle/w", by_hand[1] - 1))
+            return await super().run(slot, fence)
+
+    cycles = Real(log)
+    asyncio.run(scheduler(log, cycles, clock, tell=told.append).run(1))
+    assert list(states(log).values()) == ["kept"] and clock.time >= NOON + 5 * 3600
+    assert not any("another scheduler" in text for text in told)
+    assert ("held by a person" if how == "held" else "`cycle/w` was lost") in told[1]
+
+
+def test_a_workflow_that_cannot_be_read_fails_its_slot(log: Log, tmp_path: Path) -> None:
+    """It is no matter of the month's budget: nothing is skipped for it."""
+
+    def open_session(seed: int) -> Any:
+        raise UsageError("the workflow has no `model`")
+
+    clock = SetClock(NOON)
+    (tmp_path / "home").mkdir()
+    with Archive(tmp_path / "home") as archive:
+        cycles: Any = SessionCycles(open_session, archive, "w")
+        asyncio.run(scheduler(log, cycles, clock).run(1))
+    [told] = history(log, "w", 9)
+    assert told["state"] == "failed" and told["reason"] == "the workflow has no `model`"
 
 
 def test_a_second_scheduler_stands_by_and_takes_over(log: Log, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,8 +76,16 @@ class Method:
 def root(tmp_path: Path) -> Iterator[Path]:
     tiny_workflow.make(tmp_path, yaml=POLICY_ALONE)
     (tmp_path / "methods.py").write_text(METHODS)
+    before = set(stopping.descendants(os.getpid()))  # of other tests, which may go on
     yield tmp_path
-    assert stopping.descendants(__import__("os").getpid()) == []
+    until = time.monotonic() + stopping.LIMIT
+    while left := [pid for pid in stopping.descendants(os.getpid()) if pid not in before]:
+        assert time.monotonic() < until, [command(pid) for pid in left]
+        time.sleep(0.05)
+
+
+def command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
 
 
 def slots(root: Path, clock: SetClock, n: int) -> None:

@@ -81,6 +81,29 @@ def test_the_hash_changes_with_what_a_cycle_must_not_change(tmp_path: Path, chan
     assert load("tiny", space(tmp_path)).digest() != first
 
 
+@pytest.mark.parametrize("name", ["./data/rows.jsonl", "rows.jsonl", "{root}/far/rows.jsonl"])
+def test_the_hash_changes_with_tasks_and_code_that_lie_elsewhere(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = name.format(root=tmp_path)
+    yaml = tiny_workflow.YAML.replace("./tasks.jsonl", named, 1)
+    yaml = yaml.replace("agentloop.rewards.verify:Exact", "../shared/grade.py:Exact")
+    assert named in yaml and "../shared" in yaml
+    folder = tiny_workflow.make(tmp_path, yaml=yaml)
+    rows = folder / named if named.startswith("./") else Path(named)
+    code = folder.parent / "shared" / "grade.py"
+    for path, text in ((rows, '{"prompt": "a"}'), (code, "a = 1")):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    first = load("tiny", space(tmp_path)).digest()
+    rows.write_text('{"prompt": "b"}')
+    second = load("tiny", space(tmp_path)).digest()
+    assert second != first
+    code.write_text("a = 2")
+    assert load("tiny", space(tmp_path)).digest() not in (first, second)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
