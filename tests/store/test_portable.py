@@ -2,13 +2,16 @@
 
 import gzip
 import math
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zstandard
 from exchange_fixtures import lines, signed
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from agentloop.errors import UsageError
 from agentloop.store.archive import Archive
@@ -142,6 +145,45 @@ def test_a_hostile_file_is_refused_by_line(
     with pytest.raises(UsageError, match=HOSTILE[name][1]):
         load(theirs.log, tmp_path / "bad.jsonl")
     assert list(theirs.read()) == []
+
+
+def _paths(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield before
+    if isinstance(value, dict | list):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _paths(one, (*before, key))
+
+
+ODD = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+    st.sampled_from([10**400, -(10**400), "\ud800", "../x", "", {}, [], {"a": [{}]}, 1e300]),
+)  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_whatever_stands_in_a_file_it_is_imported_or_refused(
+    ours: Archive, tmp_path: Path, data: st.DataObject
+) -> None:
+    found = lines(ours, _free(tmp_path))
+    path = data.draw(st.sampled_from([one for one in _paths(found) if len(one) > 1]))
+    place: Any = found
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = data.draw(ODD)
+    file = _free(tmp_path) / "odd.jsonl"
+    file.write_text(signed(found))
+    with Archive(_free(tmp_path)) as archive:
+        try:
+            load(archive.log, file)
+        except UsageError:
+            assert list(archive.read()) == []
+        else:
+            assert archive.verify()["ok"] and len(archive.episodes()) <= 6
+
+
+def _free(folder: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=folder))
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
