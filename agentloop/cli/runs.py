@@ -133,7 +133,7 @@ def fork(
     parent = archive.episode(id)
     if parent is None:
         raise UsageError(f"there is no rollout `{id}`; list them: agentloop inspect trajectories")
-    forks.check(parent, at)
+    forks.check(archive, parent, at)
     scope = workflow or _scope(archive, parent)
     session = Session.open(scope, home, workspace, model, None, parent.seed, settings, as_json)
     if dry_run:

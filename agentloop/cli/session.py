@@ -125,16 +125,20 @@ class Session:
         from agentloop.workflows.assemble import Options, assemble
 
         name = order.parent.bundle if bundle == "same" else self._chosen(bundle)
-        self.run_id = forks.run_id(order.parent.id, order.step, name)
+        self.run_id = forks.run_id(self.archive, order.parent.id, order.step, name)
         with show.LiveProgress(show.console(as_json=True)) as progress:
             options = Options(
                 run=self.run_id, seed=self.seed, model=self.model, workspace=self.workspace,
                 home=self.home, progress=progress,
             )  # fmt: skip
+            one = runs.Run(
+                id=self.run_id, plan=runs.FORK, purpose=order.parent.purpose, seed=self.seed
+            )
             async with assemble(self.loaded, self.archive, options) as kit:
-                made = await forks.fork(kit.bench, order, name)
-        one = runs.Run(id=self.run_id, plan="", purpose=order.parent.purpose, seed=self.seed)
-        runs.begin(self.archive, self.loaded.name, one, name)
+                made = await forks.fork(
+                    kit.bench, order, name,
+                    begin=lambda: runs.begin(self.archive, self.loaded.name, one, name),
+                )  # fmt: skip
         runs.finish(self.archive, one, self.home)
         return made
 

@@ -103,11 +103,13 @@ def export_(
     from agentloop.store.exchange import export
 
     with opt.open_archive(home) as archive:
-        count = export(archive.log, file, workflow=workflow, run=run)
+        done = export(archive.log, file, workflow=workflow, run=run)
     if as_json:
-        opt.print_json({"rows": count})
+        opt.print_json(asdict(done))
     else:
-        show.tell(f"{count} entries written to {file}", style="bold")
+        show.tell(f"{done.rows} entries written to {file}", style="bold")
+    if done.left and not as_json:
+        show.tell(f"{done.left} rollouts left out: their names do not say what they are of")
     return 0
 
 
@@ -183,11 +185,10 @@ def restore(
     home: opt.Home = None, as_json: opt.AsJson = False,
 ) -> int:  # fmt: skip
     """Make a new home from a backup."""
-    import os
-
     from agentloop.store import backup as copying
+    from agentloop.workspace import home_path
 
-    place = Path(home or os.environ.get("AGENTLOOP_HOME") or ".agentloop").expanduser().resolve()
+    place = home_path(home)
     return _copied(copying.restore(source.resolve(), place), place, as_json)
 
 

@@ -20,11 +20,13 @@ from agentloop.ports import Model
 from agentloop.records import (
     Attempt,
     Completion,
+    Failure,
     Limits,
     Message,
     Request,
     Sampling,
     ToolSpec,
+    Unanswered,
     Usage,
 )
 from agentloop.trajectories.examples import split_turns
@@ -64,6 +66,9 @@ class LentModel:
         a prompt that is too long, which the graph may handle)."""
         self.offered: dict[str, ToolSpec] = {}
         """The tools that the model was shown, by name."""
+        self.unanswered: list[Unanswered] = []
+        """Calls that failed, for the record."""
+        self._replies = 0
         self.on_call: Callable[[Request, Completion], None] | None = None
         """Told of every finished call, if there is somebody to tell."""
 
@@ -86,6 +91,7 @@ class LentModel:
             self.stopped = error
             raise
         except ModelError as error:
+            self._note(request.key, error)
             self.failed = None if error.reason == "context_overflow" else error
             raise
         finally:
@@ -94,6 +100,7 @@ class LentModel:
             self._settled.set()
             self._settled = asyncio.Event()
         self.failed = None
+        self._replies += 1
         self.usage += completion.usage
         self.recorder.add(request, completion)
         if self.on_call is not None:
@@ -105,6 +112,7 @@ class LentModel:
         for request, completion in calls:
             number = int(request.key.rpartition("/")[2].partition("-")[0])
             self._calls = max(self._calls, number + 1)  # side by side they end in any order
+            self._replies += 1
             self.usage += completion.usage
             messages = self.recorder.prepare(request.messages)
             self.recorder.add(replace(request, messages=messages), completion)
@@ -144,6 +152,11 @@ class LentModel:
                 return most
             await self._settled.wait()
             self._check(number)
+
+    def _note(self, key: str, error: ModelError) -> None:
+        failure = Failure(reason=error.reason, detail=str(error))  # type: ignore[arg-type]
+        call = key.rpartition("/")[2]
+        self.unanswered.append(Unanswered(call=call, after=self._replies, failure=failure))
 
     def _check(self, calls: int) -> None:
         """Whether a call after `calls` others may be made."""

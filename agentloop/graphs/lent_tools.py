@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from agentloop.errors import SandboxError, ToolError
 from agentloop.ports import Tool
-from agentloop.records import Json, ToolResult, ToolSpec
+from agentloop.records import Json, ToolResult, ToolSpec, content_id
 
 
 class ToolBook:
@@ -58,14 +59,15 @@ class _Noted:
         return self.tool.spec
 
     async def call(self, arguments: dict[str, Json]) -> str:
-        at = self.book.begin()
+        at, given = self.book.begin(), content_id("arguments", arguments)
+        note = partial(ToolResult, name=self.name, arguments=given)
         try:
             text = await self.tool.call(arguments)
         except ToolError as error:
-            self.book.end(at, ToolResult(name=self.name, text=str(error), error="tool"))
+            self.book.end(at, note(text=str(error), error="tool"))
             raise
         except SandboxError as error:
-            self.book.end(at, ToolResult(name=self.name, text=str(error), error="sandbox"))
+            self.book.end(at, note(text=str(error), error="sandbox"))
             raise
-        self.book.end(at, ToolResult(name=self.name, text=text))
+        self.book.end(at, note(text=text))
         return text

@@ -1,50 +1,31 @@
-"""A rollout's record in the place of the world: its model and its tools answer as they did.
+"""A rollout's record in the place of its model: it answers as it did.
 
-Goes in: an `Episode`, and the replies that the journal has for it. Comes out: a `ports.Model`,
-tools and a graph that are told the same again, offline. Decision: a call is known by its number
-(calls are numbered as they begin) and gets its reply when the calls that ended before it have
-theirs, so that calls which ran side by side end in the recorded order. From call `until` on a live
-model and live tools answer: then the rollout is a fork.
+Goes in: an `Episode`, and the replies that the journal has for it. Comes out: a `ports.Model` that
+is told the same again, offline (its tools: `recorded_tools`). Decision: a call is known by its
+number (calls are numbered as they begin) and gets its reply, or fails, when the calls that ended
+before it have theirs, so that calls which ran side by side end in the recorded order. From call
+`until` on a live model and live tools answer: then the rollout is a fork.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
 
-from langchain_core.messages import ToolMessage
-from langgraph.prebuilt import ToolNode
-from langgraph.pregel import Pregel
-
-from agentloop.errors import AgentLoopError, ModelError, SandboxError, ToolError
+from agentloop.errors import AgentLoopError, ModelError
 from agentloop.graphs.lent import call_seed, prompt_digest
-from agentloop.graphs.load import Graph, known_as, reference_of
-from agentloop.ports import Model, Tool
-from agentloop.records import (
-    Completion,
-    Episode,
-    Json,
-    Message,
-    Node,
-    Request,
-    ToolResult,
-    ToolSpec,
-    Usage,
-)
+from agentloop.ports import Model
+from agentloop.records import Completion, Episode, Message, Node, Request, Unanswered, Usage
 from agentloop.trajectories.examples import EXAMPLE
 
 _STALL = 20.0
 """Seconds in which no call ends before a call stops waiting for those that ended before it."""
-_OUTSIDE = {"model_error", "model_timeout", "context_overflow", "tool_error", "sandbox_error"}
-"""Failures that the world caused and that are told again, from the record."""
 
 
 class Diverged(AgentLoopError):
-    """The agent asked something that is not in the record; the text says what, in one sentence."""
+    """The agent did something that is not in the record; the text says what, in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +49,7 @@ class Kept:
     @property
     def number(self) -> int:
         """Of the call."""
-        return int(self.key.partition("-")[0])
+        return _number(self.key)
 
 
 def calls_of(episode: Episode, journal: Sequence[Kept]) -> list[Call]:
@@ -77,7 +58,8 @@ def calls_of(episode: Episode, journal: Sequence[Kept]) -> list[Call]:
     prompt and seed is the node's."""
     [trajectory] = episode.trajectories
     graph, left, calls = trajectory.nodes, list(journal), list[Call]()
-    numbers = iter(range(len(graph)))
+    failed = {_number(one.call) for one in unanswered_of(episode)}
+    numbers = iter(range(len(graph) + len(failed)))
     for node in graph:
         if not node.sampled:
             continue
@@ -88,7 +70,7 @@ def calls_of(episode: Episode, journal: Sequence[Kept]) -> list[Call]:
             left.remove(found)
             number, completion = found.number, found.completion
         else:
-            taken = {call.number for call in calls} | {one.number for one in left}
+            taken = {call.number for call in calls} | {one.number for one in left} | failed
             number = next(one for one in numbers if one not in taken)
             completion = _rebuilt(path, node)
         told = replace(completion, sampling=node.sampling, policy=node.policy)
@@ -110,33 +92,56 @@ def _found(
     return max(alike, key=likely, default=None)
 
 
+def unanswered_of(episode: Episode) -> tuple[Unanswered, ...]:
+    """The calls of an episode that brought no reply."""
+    return episode.setup.unanswered if episode.setup else ()
+
+
+def steps_of(episode: Episode, journal: Sequence[Kept]) -> int:
+    """How many model calls an episode made, those that failed too: their numbers are below it."""
+    replied = [call.number for call in calls_of(episode, journal)]
+    failed = [_number(one.call) for one in unanswered_of(episode)]
+    return max((*replied, *failed), default=-1) + 1
+
+
 class RecordedModel:
-    """Answers from `calls`; those from number `until` on are asked of `live`."""
+    """Answers as in `episode`, whose calls are `calls`; from number `until` on it asks `live`."""
 
     def __init__(
-        self, calls: Sequence[Call], *, failed: Exception | None = None, until: int | None = None,
+        self, episode: Episode, calls: Sequence[Call], *, until: int | None = None,
         live: Model | None = None, system: bool = True,
     ) -> None:  # fmt: skip
-        """`failed` is told to the first call that is not in the record. Without `system` the system
-        text and lent examples may be others than the recorded."""
-        known = [call for call in calls if until is None or call.number < until]
+        """Without `system` the system text and lent examples may be others than the recorded."""
+        kept = [until is None or call.number < until for call in calls]
+        known = [call for call, here in zip(calls, kept, strict=True) if here]
         self._calls = {call.number: (rank, call) for rank, call in enumerate(known)}
-        self._failed, self._until, self._live, self._system = failed, until, live, system
+        self._failed = {
+            _number(one.call): replace(one, after=sum(kept[: one.after]))
+            for one in unanswered_of(episode)
+        }
+        redacted = any(one.redacted for one in episode.trajectories)
+        self._exact = system and not redacted  # what was asked then can be compared by its digest
+        self._until, self._live, self._system = until, live, system
         self._ended = 0
         self._moved = asyncio.Event()
         self.live = until == 0
         """Whether the part that was recorded is over."""
         self.difference = ""
         """The first thing that the agent did otherwise."""
+        self.missing = ""
+        """The first thing that it did and that was not kept, so that nobody can tell."""
 
     async def complete(self, request: Request) -> Completion:
-        """The recorded reply, or a live one. Raises `Diverged`, or what the record says."""
-        number = int(request.key.rpartition("/")[2].partition("-")[0])
+        """The recorded reply, or a live one. Raises `Diverged`, or the recorded `ModelError`."""
+        key = request.key.rpartition("/")[2]
+        number = _number(key)
         if self._until is not None and number >= self._until and self._live is not None:
             self.live = True
             return await self._live.complete(request)
+        if number in self._failed:
+            raise await self._failure(self._failed[number], key)
         if number not in self._calls:
-            raise await self._unknown(number)
+            raise self._unknown(number)
         rank, call = self._calls[number]
         if (other := _asked(call.prompt, request.messages, system=self._system)) is not None:
             raise self.differs(f"call {number + 1} asks something else: {other}")
@@ -153,19 +158,31 @@ class RecordedModel:
         """Whether every recorded reply was given."""
         return self._ended == len(self._calls)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether live tools are due: of a fork, once the part that was recorded is over."""
+        return self.live or (self._until is not None and self.told)
+
     def differs(self, sentence: str) -> Diverged:
         """Note the first difference; an error that says it."""
-        self.difference = self.difference or sentence
+        self.difference = self.difference or ("" if self.missing else sentence)
         return Diverged(sentence)
 
-    async def _unknown(self, number: int) -> Exception:
-        """What a call gets that has no reply in the record: the failure that ended the rollout,
-        once all that was said before it is said."""
-        if self._failed is not None:
-            await self._turn(len(self._calls), number)
-            return self._failed
+    def lacks(self, sentence: str) -> Diverged:
+        """Note the first thing that was not kept; an error that says it."""
+        self.missing = self.missing or ("" if self.difference else sentence)
+        return Diverged(sentence)
+
+    async def _failure(self, known: Unanswered, key: str) -> Exception:
+        number = _number(key)
+        if self._exact and key != known.call:
+            return self.differs(f"call {number + 1}, which failed, asks something else")
+        await self._turn(known.after, number)
+        return ModelError(known.failure.detail, reason=known.failure.reason)
+
+    def _unknown(self, number: int) -> Exception:
         if number < max(self._calls, default=-1):
-            return self.differs(f"call {number + 1} failed and the agent went on, with no reply")
+            return self.lacks(f"call {number + 1} was cut off by the agent, which then went on")
         return self.differs(f"the agent makes call {number + 1}, which is not in the record")
 
     async def _turn(self, rank: int, number: int) -> None:
@@ -178,106 +195,9 @@ class RecordedModel:
                 ) from None
 
 
-@dataclass(frozen=True)
-class RecordedTool:
-    """Gives what the tool gave, call by call; once `model.live`, asks `tool`."""
-
-    spec: ToolSpec
-    given: deque[ToolResult]
-    model: RecordedModel
-    tool: Tool | None = None
-
-    async def call(self, arguments: dict[str, Json]) -> str:
-        """The recorded text. Raises the recorded error, or `Diverged`."""
-        over = self.model.live or (not self.given and self.model.told)
-        if over and self.tool is not None:
-            return await self.tool.call(arguments)
-        if not self.given:
-            raise self.model.differs(
-                f"the agent calls the tool `{self.spec.name}` more often than in the record"
-            )
-        result = self.given.popleft()
-        if result.error == "tool":
-            raise ToolError(result.text)
-        if result.error == "sandbox":
-            raise SandboxError(result.text)
-        return result.text
-
-
-def recorded_tools(
-    episode: Episode, model: RecordedModel, tools: Mapping[str, Tool], *, live: bool = False
-) -> list[Tool]:
-    """Stand-ins for the tools that `episode` was lent; with `live` they ask `tools` once the record
-    is over. One that is not in `tools` (a lane's own) is known by its name alone."""
-    assert episode.setup is not None
-    given: dict[str, deque[ToolResult]] = defaultdict(deque)
-    for result in episode.setup.results:
-        given[result.name].append(result)
-    names = [*tools, *sorted(given.keys() - tools.keys())]
-    return [
-        RecordedTool(
-            spec=tools[name].spec if name in tools else _nameless(name), given=given[name],
-            model=model, tool=tools.get(name) if live else None,
-        )
-        for name in names
-    ]  # fmt: skip
-
-
-def recorded_graph(episode: Episode, model: RecordedModel, graph: Graph) -> Graph:
-    """`graph`, of which tools of its own (in a `ToolNode`) answer from the record, by the id of the
-    call; once `model.live`, they are run."""
-    said: dict[str, deque[str]] = defaultdict(deque)
-    for trajectory in episode.trajectories:
-        for node in trajectory.nodes:
-            if node.message.role == "tool" and node.message.tool_call_id is not None:
-                said[node.message.tool_call_id].append(node.message.content)
-    return known_as(reference_of(graph), _answered(graph, said, model))
-
-
-def _answered(graph: Graph, said: Mapping[str, deque[str]], model: RecordedModel) -> Graph:
-    nodes = dict(graph.nodes)
-    for name, node in graph.nodes.items():
-        if isinstance(node.bound, ToolNode):
-            nodes[name] = node.copy({"bound": _answering(node.bound, said, model)})
-        elif isinstance(node.bound, Pregel):
-            within = _answered(node.bound, said, model)
-            nodes[name] = node.copy({"bound": within, "subgraphs": [within]})
-    return graph.copy({"nodes": nodes})
-
-
-def failure_of(episode: Episode) -> Exception | None:
-    """What the world did to end the rollout, as the error that it was."""
-    failure = episode.failure
-    if failure is None or failure.reason not in _OUTSIDE:
-        return None
-    if failure.reason == "tool_error":
-        return ToolError(failure.detail)
-    if failure.reason == "sandbox_error":
-        return SandboxError(failure.detail)
-    return ModelError(failure.detail, reason=failure.reason)
-
-
-def _answering(node: ToolNode, said: Mapping[str, deque[str]], model: RecordedModel) -> ToolNode:
-    def known(request: Any) -> ToolMessage | None:
-        call = request.tool_call
-        if said.get(call["id"]) and not model.live:
-            text = said[call["id"]].popleft()
-            return ToolMessage(content=text, name=call["name"], tool_call_id=call["id"])
-        if model.live:
-            return None
-        raise model.differs(f"the agent calls its tool `{call['name']}`, whose result was not kept")
-
-    def run(request: Any, execute: Callable[[Any], Any]) -> Any:
-        return known(request) or execute(request)
-
-    async def arun(request: Any, execute: Callable[[Any], Awaitable[Any]]) -> Any:
-        return known(request) or await execute(request)
-
-    return ToolNode(
-        list(node.tools_by_name.values()), name=node.name or "tools",
-        handle_tool_errors=node._handle_tool_errors, messages_key=node._messages_key,
-        wrap_tool_call=run, awrap_tool_call=arun,
-    )  # fmt: skip
+def _number(key: str) -> int:
+    """Of a call, from the end of its request's key."""
+    return int(key.partition("-")[0])
 
 
 def _path(graph: Sequence[Node], node: Node) -> list[Node]:
@@ -335,7 +255,3 @@ def _own(messages: Sequence[Message]) -> list[Message]:
 def _key(message: Message) -> tuple[object, ...]:
     text = message.content.strip() if message.role == "assistant" else message.content
     return message.role, text, message.tool_calls, message.tool_call_id
-
-
-def _nameless(name: str) -> ToolSpec:
-    return ToolSpec(name=name, description="", parameters={})

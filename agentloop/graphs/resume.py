@@ -23,6 +23,7 @@ from agentloop.graphs.checkpoints import DeltaSaver
 from agentloop.graphs.lent import LentModel
 from agentloop.graphs.lent_tools import ToolBook
 from agentloop.graphs.load import Graph
+from agentloop.graphs.setup import shape_of
 from agentloop.records import Completion, Message, Request, Sampling, ToolResult, content_id
 from agentloop.trajectories.codec import from_json, to_json
 
@@ -34,8 +35,7 @@ ORIGIN = "agentloop_origin"
 def origin(graph: Graph, prompt: str, tools: Iterable[str]) -> str:
     """What steps are steps of: the task, the names of the tools, and the graph's nodes and how they
     follow each other (not their code, which is as little looked into as that of a library)."""
-    nodes = sorted((name, sorted(node.triggers)) for name, node in graph.nodes.items())
-    return content_id("origin", prompt, sorted(tools), nodes, sorted(graph.channels))
+    return content_id("origin", prompt, sorted(tools), shape_of(graph))
 
 
 async def resume(

@@ -38,15 +38,15 @@ class Setups:
 
     def of(self, attempt: Attempt, lent: LentModel, book: ToolBook) -> Setup:
         """Of a rollout that ended."""
-        shown = {
+        offered = {
             name: digest_of(spec)
             for name, spec in lent.offered.items()
             if spec is not self._specs.get(name)
         }
         return Setup(
-            graph=self._reference, shape=self._shape, tools={**self._digests, **shown},
+            graph=self._reference, shape=self._shape, tools=self._digests,
             system=attempt.system, sampling=attempt.sampling, limits=lent.limits,
             policy=attempt.policy, subject=attempt.subject, native_tools=self._native,
-            results=book.results(), parent=attempt.parent, step=attempt.step,
-            history=attempt.history,
+            results=book.results(), offered=offered, unanswered=tuple(lent.unanswered),
+            parent=attempt.parent, step=attempt.step, history=attempt.history,
         )  # fmt: skip

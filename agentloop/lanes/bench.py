@@ -114,12 +114,12 @@ class Bench:
 
     async def attempt(self, tasks: Sequence[Task], bundle: Bundle, order: Order) -> list[Episode]:
         """`samples` scored episodes per task, task by task; those known to the log are reused."""
-        attempts = await self._orders(tasks, bundle, order)
-        known = {one.id: self.archive.episode(one.id) for one in attempts}
-        known.update({one.id: one for one in await self._keep(_unscored(known.values()))})
+        attempts = await self.orders(tasks, bundle, order)
+        known = {one.id: self.archive.made(one) for one in attempts}
+        known.update({one.id: one for one in await self.keep(_unscored(known.values()))})
         fresh = [one for one in attempts if not _usable(known[one.id])]
         if fresh:
-            self._afford(len(fresh))
+            self.afford(len(fresh))
             made = await self._run(fresh, order)
             await self._refuse_outage(made)
             known.update({episode.id: episode for episode in made})
@@ -150,13 +150,13 @@ class Bench:
         order = Order(purpose="eval", subject=subject, label="ask the champion")
         tasks = list({one.task.id: one.task for one in broken}.values())[:_ASKED]
         try:
-            attempts = await self._orders(tasks, self.bundle(self.champion), order)
-            self._afford(len(attempts))
+            attempts = await self.orders(tasks, self.bundle(self.champion), order)
+            self.afford(len(attempts))
             return not any(_broke(one) for one in await self._run(attempts, order))
         except ServerError:  # the champion cannot even be served
             return False
 
-    def _afford(self, rollouts: int) -> None:
+    def afford(self, rollouts: int) -> None:
         """Raises `BudgetReached` when the run may not make so many more rollouts."""
         if self.max_rollouts is None:
             return
@@ -191,11 +191,11 @@ class Bench:
             finally:
                 # In the order of the attempts: what learners read from the log must not depend on
                 # which rollout happened to end first.
-                made += await self._keep(sorted(group, key=lambda one: place[one.id]))
+                made += await self.keep(sorted(group, key=lambda one: place[one.id]))
         return made
 
-    async def _keep(self, episodes: Sequence[Episode]) -> list[Episode]:
-        """Log, score, tell the curriculum."""
+    async def keep(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """Log, score, tell the curriculum; the episodes with their scores."""
         if not episodes:
             return []
         filed = [_filed(one) for one in episodes if not _never_began(one)]
@@ -206,7 +206,8 @@ class Bench:
         self.tasks.learn(episodes)
         return list(episodes)
 
-    async def _orders(self, tasks: Sequence[Task], bundle: Bundle, order: Order) -> list[Attempt]:
+    async def orders(self, tasks: Sequence[Task], bundle: Bundle, order: Order) -> list[Attempt]:
+        """The attempts that `attempt` makes; raises as `ready` does."""
         ready = await self.ready(bundle)
         decoding = self.decoding
         if order.temperature is not None:

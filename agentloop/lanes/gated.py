@@ -33,7 +33,7 @@ class GatedBench(Bench):
     gate_n: int = 0
     """Held-out tasks that its gate wants, those for single lanes included."""
 
-    def _afford(self, rollouts: int) -> None:
+    def afford(self, rollouts: int) -> None:
         """As a `Bench`, but an episode that was cut out of another was never rolled out."""
         if self.max_rollouts is None:
             return

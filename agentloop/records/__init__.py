@@ -54,6 +54,7 @@ from agentloop.records.rollouts import (
     Setup,
     ToolResult,
     Trajectory,
+    Unanswered,
     attempt_of,
     order_id,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "TrainingJob",
     "TrainingResult",
     "Trajectory",
+    "Unanswered",
     "Usage",
     "Verdict",
     "artifact_id",

@@ -79,6 +79,19 @@ class ToolResult:
     name: str
     text: str
     error: Literal["", "tool", "sandbox"] = ""
+    arguments: str = ""
+    """Digest of what it was called with."""
+
+
+@record
+class Unanswered:
+    """A model call that brought no reply."""
+
+    call: str
+    """`NUMBER-DIGEST` of what it asked, the end of its request's key."""
+    after: int
+    """How many calls had their reply by then."""
+    failure: Failure
 
 
 @record
@@ -91,7 +104,7 @@ class Setup:
     shape: str
     """Digest of the graph's nodes and how they follow each other."""
     tools: dict[str, str]
-    """Name of each tool that was lent or shown to the model -> digest of its schema."""
+    """Name of each tool that was lent -> digest of its schema."""
     system: str
     sampling: Sampling
     limits: Limits
@@ -100,6 +113,10 @@ class Setup:
     native_tools: bool = True
     results: tuple[ToolResult, ...] = ()
     """Of the lent tools, in the order in which they were called."""
+    offered: dict[str, str] = field(default_factory=dict)
+    """The same of tools of the agent's own that it showed the model."""
+    unanswered: tuple[Unanswered, ...] = ()
+    """Model calls that failed, in the order in which they did."""
     parent: str = ""
     """The episode that this one was forked from, before its model call number `step`."""
     step: int = 0

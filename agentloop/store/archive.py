@@ -16,6 +16,7 @@ from typing import Any
 from agentloop.errors import StoreError, UnknownName, UsageError
 from agentloop.ports import Embedder
 from agentloop.records import (
+    Attempt,
     Completion,
     Episode,
     Json,
@@ -72,10 +73,14 @@ class Archive(Versions):
     def episode(self, name: str) -> Episode | None:
         """The episode with this id (or the only one that begins so) and its latest score."""
         entry = look_up(self.log, name, ("episode",))
-        if entry is None:
-            return None
-        one = Query(kinds=("episode",), since_seq=entry.seq - 1, until=entry.seq)
-        return next(iter(self.episodes(one)))
+        return None if entry is None else self._scored(entry)
+
+    def made(self, attempt: Attempt) -> Episode | None:
+        """What came of an attempt, with its latest score: an episode with exactly its id, and of
+        its run."""
+        entry = self.log.get("episode", attempt.id)
+        episode = None if entry is None else self._scored(entry)
+        return episode if episode is not None and episode.run == attempt.run else None
 
     def episodes(self, query: Query = Query()) -> list[Episode]:
         """The episodes that `query` chooses, each with its latest score, in log order."""
@@ -85,6 +90,10 @@ class Archive(Versions):
         """The same one by one, with the seq of each: for more than fit into memory."""
         for entry, score in self.log.scored(replace(query, kinds=("episode",))):
             yield entry.seq, _episode(entry, score)
+
+    def _scored(self, entry: Entry) -> Episode:
+        one = Query(kinds=("episode",), since_seq=entry.seq - 1, until=entry.seq)
+        return next(iter(self.episodes(one)))
 
     async def add_scores(
         self, scores: Sequence[tuple[str, Score]], spec: str, *, scope: str = ""

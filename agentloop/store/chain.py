@@ -104,7 +104,7 @@ def audit(
                 if problem and len(problems) < _SHOWN:
                     problems.append(problem)
             problems += _compare(db, expected)
-        problems += _end(db, rows, known)
+        problems += ending(db, known)
     except (sqlite3.Error, UnicodeDecodeError) as error:
         problems.append(f"database: {error}")
     finally:
@@ -138,13 +138,15 @@ def _walk(db: sqlite3.Connection, expected: sqlite3.Connection) -> Iterator[str]
         prev, want = stored, seq + 1
 
 
-def _end(db: sqlite3.Connection, rows: int, known: tuple[int, bytes] | None) -> list[str]:
+def ending(db: sqlite3.Connection, known: tuple[int, bytes] | None) -> list[str]:
+    """What is wrong with the end of a log of which `known`, a (seq, hash), was the last once."""
     if known is None or known[0] == 0:
         return []
     seq, digest = known
-    if seq > rows:
-        return [f"entries {rows + 1} to {seq} are missing at the end"]
     (found,) = db.execute("SELECT hash FROM entry WHERE seq = ?", (seq,)).fetchone() or (None,)
+    if found is None:
+        (rows,) = db.execute("SELECT coalesce(max(seq), 0) FROM entry").fetchone()
+        return [f"entries {rows + 1} to {seq} are missing at the end"]
     return [] if found == digest else [f"entry {seq} is not the one that was written there"]
 
 

@@ -53,6 +53,16 @@ def statement(kind: str, key: str, scope: str, body: Any) -> tuple[str, tuple[ob
     return None
 
 
+def storable(kind: str, key: str, scope: str, body: Any) -> tuple[str, tuple[object, ...]] | None:
+    """`statement` of an entry that SQLite takes. Raises `StoreError` on a wrong shape, `ValueError`
+    on a name with a lone surrogate (a body may have them)."""
+    found = statement(kind, key, scope, body)
+    for value in (kind, key, scope, *(found[1] if found else ())):
+        if isinstance(value, str):
+            value.encode()
+    return found
+
+
 def note(db: sqlite3.Connection, seq: int, entry: tuple[str, str, str, Json]) -> None:
     """Note one entry, given as (kind, key, scope, body)."""
     found = statement(*entry)

@@ -1,17 +1,22 @@
 """What a home no longer needs: facts in, a list of removals out, and the removing.
 
-Never an entry of the log. A version is kept while any alias pointed at it (a rollback may go back
-there), and everything that was made since the oldest of the cycles to keep, or of those that are
-not finished, began. Decision: `removals` is a function of plain facts, so what it would do can be
-read, tested and shown before anything is touched.
+Never an entry of the log. A version is kept if any alias ever pointed at it (a rollback may go back
+there), and so is everything that was made since the oldest of the cycles to keep began: the last so
+many that finished, and those that did not, unless a later one of their workflow has finished.
+Decision: `removals` is a function of plain facts, so what it would do can be read, tested and shown
+before anything is touched.
 """
 
 from __future__ import annotations
 
 import shutil
+import stat
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from agentloop.errors import StoreError
 from agentloop.records import Bundle, Dataset, Policy
@@ -38,7 +43,8 @@ class Facts:
 
     things: tuple[Thing, ...] = ()
     needed: frozenset[str] = frozenset()
-    """Ids of policies and datasets that a bundle of an alias, with its history, is made of."""
+    """Ids of policies and datasets that a bundle of an alias, with its history, or of a run that is
+    not finished, is made of."""
     made: dict[str, int] = field(default_factory=dict)
     """Id of a policy or dataset -> its place in the log."""
     since: tuple[int, float] = (0, 0.0)
@@ -101,7 +107,9 @@ def remove(home: Path, found: list[Removal]) -> int:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
-                path.unlink(missing_ok=True)
+                path.unlink()
+        except FileNotFoundError:  # another process took it away meanwhile
+            continue
         except OSError as error:
             raise StoreError(f"`{path}` cannot be removed: {error.strerror}") from error
         freed += removal.thing.bytes
@@ -112,26 +120,39 @@ def _things(home: Path) -> list[Thing]:
     found = []
     for folder in ("checkpoints", "training", "logs", "datasets", "policies"):
         for path in sorted((home / folder).glob("*")):
-            files = [one for one in (path, *path.rglob("*")) if not one.is_symlink()]
-            states = [one.stat() for one in files]
-            found.append(Thing(
-                folder, path.name, max((one.st_mtime for one in states), default=0.0),
-                sum(one.st_size for at, one in zip(files, states, strict=True) if at.is_file()),
-            ))  # fmt: skip
+            with suppress(FileNotFoundError):  # in use: what it is being changed to is kept
+                found.append(_thing(folder, path))
     return found
 
 
+def _thing(folder: str, path: Path) -> Thing:
+    files = [one for one in (path, *path.rglob("*")) if not one.is_symlink()]
+    states = [one.stat() for one in files]
+    return Thing(
+        folder, path.name, max((one.st_mtime for one in states), default=0.0),
+        sum(one.st_size for one in states if stat.S_ISREG(one.st_mode)),
+    )  # fmt: skip
+
+
 def _needed(archive: Archive) -> frozenset[str]:
-    pointers = [pointer for name in archive.aliases() for pointer in archive.alias_history(name)]
+    aliases = {key.rpartition("#")[0] for key in archive.log.keys("alias")}  # retired ones too
+    bundles = {one.bundle for name in aliases for one in archive.alias_history(name)}
+    bundles.update(_running(archive))
     policies = {
-        name
-        for bundle in {pointer.bundle for pointer in pointers}
-        for name in archive.get(bundle, Bundle).policies.values()
+        name for bundle in bundles for name in archive.get(bundle, Bundle).policies.values()
     }
     known = {name: policy for name, policy, _ in archive.artifacts(Policy)}
     datasets = {known[name].dataset for name in policies if name in known}
     datasets |= _before(archive, {name for name in datasets if name is not None})
     return frozenset(policies | {name for name in datasets if name is not None})
+
+
+def _running(archive: Archive) -> Iterator[str]:
+    """The bundles of runs that may go on."""
+    for entry in archive.read(Query(kinds=("run",))):
+        if archive.step(entry.key, "done") is None:
+            body: Any = entry.body
+            yield from archive.log.keys("bundle", body["bundle"])
 
 
 def _before(archive: Archive, names: set[str]) -> set[str]:
@@ -149,17 +170,17 @@ def _before(archive: Archive, names: set[str]) -> set[str]:
 
 
 def _since(archive: Archive, keep: int) -> tuple[int, float]:
-    """Where the oldest cycle or run to keep began; with none, the end of the log."""
-    cycles = defaultdict(list)
-    kept = []
-    for entry in archive.read(Query(kinds=("cycle", "run"))):
-        end = "report" if entry.kind == "cycle" else "done"
-        if archive.step(entry.key, end) is None:
-            kept.append((entry.seq, entry.at))
-        elif entry.kind == "cycle":
-            cycles[entry.scope].append((entry.seq, entry.at))
-    for begun in cycles.values():
-        kept += begun[len(begun) - keep :] if keep else []
+    """Where the oldest cycle to keep began; with none, the end of the log."""
+    finished: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
+    left: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
+    for entry in archive.read(Query(kinds=("cycle",))):
+        ended = archive.step(entry.key, "report") is not None
+        (finished if ended else left)[entry.scope].append((entry.seq, entry.at))
+    kept: list[tuple[int, float]] = []
+    for workflow in {*finished, *left}:
+        done = finished[workflow]
+        kept += done[max(0, len(done) - keep) :]
+        kept += [one for one in left[workflow] if not done or one > done[-1]]
     if kept:
         return min(kept)
     last = list(archive.read(Query(newest=True, limit=1)))

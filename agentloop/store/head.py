@@ -2,7 +2,8 @@
 
 Entries that are cut off the end leave a shorter chain that is whole, as does a `log.db-wal` that
 was removed. Written after each commit and never synced, so it may lag behind the log after a crash
-and is never ahead of it. It is a witness and no part of the log: without it nothing is lost.
+and is never ahead of it. Where it says more than the log has, it is left as it is: what is appended
+later must not wipe it out. It is a witness and no part of the log: without it nothing is lost.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ _FORM = struct.Struct(">q32s8s")
 class Head:
     """The witness beside the log at `path`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, closed: bool = False) -> None:
+        """A `closed` one is not written to."""
         self.path = beside(path)
         self._file = -1
+        if closed:
+            return
         with suppress(OSError):  # a witness that cannot be called does not stop the writing
             self._file = os.open(self.path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from pathlib import Path
 
 from agentloop.errors import StoreError
 from agentloop.store.query import Fence, Fences
@@ -33,7 +34,7 @@ def take(db: sqlite3.Connection, name: str, holder: str, ttl: float) -> int:
     row = db.execute("SELECT token, holder, expires FROM lease WHERE name = ?", (name,)).fetchone()
     if row and row[1] is not None and 0 < row[2] - now <= ttl and not gone(row[1]):
         raise LeaseHeld(
-            f"`{name}` is held by {row[1]} for {row[2] - now:.0f} more seconds; "
+            f"`{name}` is held by {_shown(row[1])} for {row[2] - now:.0f} more seconds; "
             "wait for it to finish or to expire"
         )
     token = row[0] + 1 if row else 1
@@ -45,15 +46,16 @@ def take(db: sqlite3.Connection, name: str, holder: str, ttl: float) -> int:
 
 
 def holder() -> str:
-    """This process, as a holder of leases."""
-    return f"{os.uname().nodename}:{os.getpid()}"
+    """This process, as a holder of leases: machine, process namespace (a container has its own),
+    number and start, as numbers are given again."""
+    return ":".join((os.uname().nodename, _space(), str(os.getpid()), _start(os.getpid())))
 
 
 def gone(name: str) -> bool:
     """Whether a holder was a process of this machine that has ended: after a crash nobody has to
-    wait for its lease to expire."""
-    node, _, pid = name.rpartition(":")
-    if node != os.uname().nodename or not pid.isdigit():
+    wait for its lease to expire. Of another container nobody here can tell."""
+    node, space, pid, start = (*name.split(":"), "", "", "", "")[:4]
+    if (node, space) != (os.uname().nodename, _space()) or not pid.isdigit():
         return False
     try:
         os.kill(int(pid), 0)
@@ -61,7 +63,32 @@ def gone(name: str) -> bool:
         return True
     except PermissionError:
         return False
-    return False
+    return _start(int(pid)) not in ("", start)
+
+
+def _space() -> str:
+    """Which numbers of processes are meant; empty where the system has no such thing."""
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return ""
+
+
+def _start(pid: int) -> str:
+    """When a process began, in ticks of the system's own clock; `ended` when it has ended and
+    nobody asked how, empty where the system does not say. See proc(5), `stat`."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("latin-1")
+    except OSError:
+        return ""
+    # The name of the program comes before, in brackets, and may hold anything.
+    state, *fields = text.rpartition(")")[2].split()
+    return "ended" if state in "ZX" else fields[18]
+
+
+def _shown(name: str) -> str:
+    node, *rest = name.split(":")
+    return f"process {rest[1]} of {node}" if len(rest) == 3 else name
 
 
 def check(db: sqlite3.Connection, fences: Fences) -> None:

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from agentloop.errors import StoreError
 from agentloop.store import facts, head, leases
-from agentloop.store.chain import GENESIS, audit, link, pack, unpack
+from agentloop.store.chain import GENESIS, audit, ending, link, pack, unpack
 from agentloop.store.migrations import migrate
 from agentloop.store.query import Draft, Entry, Fences, Query, names, select
 from agentloop.store.sqlite import connect, guarded, writing
@@ -61,15 +61,17 @@ class Log:
         self.redact = redact or Redactor.from_environment()
         self._waiting: deque[_Job] = deque()
         self._reading, self._writing = threading.Lock(), threading.Lock()
+        known = head.read(path)  # first: others append meanwhile
         with guarded(path):
             self._db = connect(path)
             try:
                 migrate(self._db)
+                whole = _agrees(self._db, known)
                 self._reader = connect(path)
             except BaseException:
                 self._db.close()
                 raise
-        self._head = head.Head(path)
+        self._head = head.Head(path, closed=not whole)
         self._end: tuple[int, bytes] = (0, GENESIS)  # as of the last commit of this process
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="agentloop-log")
 
@@ -248,6 +250,14 @@ class Log:
             return self._reader.execute(sql, values).fetchall()
 
 
+def _agrees(db: sqlite3.Connection, known: tuple[int, bytes] | None) -> bool:
+    """Whether the log has what it was seen to have; a page that cannot be read has nothing."""
+    try:
+        return not ending(db, known)
+    except sqlite3.Error:
+        return False
+
+
 def _insert(db: sqlite3.Connection, seq: int, row: _Packed, hashes: tuple[bytes, bytes]) -> bool:
     """Whether the row is new; its name decides, within SQLite, so that nobody asks twice."""
     done = db.execute(
@@ -272,10 +282,7 @@ def _packed(job: _Job, redact: Redactor) -> bool:
         packed = pack([draft.body for draft in job.drafts], redact)
         for draft, (body, data) in zip(job.drafts, packed, strict=True):
             names = (draft.kind, draft.key, draft.scope)
-            fact = facts.statement(*names, body)
-            for value in (*names, *(fact[1] if fact else ())):
-                if isinstance(value, str):
-                    value.encode()  # SQLite has no lone surrogates; a body may have them
+            fact = facts.storable(*names, body)
             at = float(now if draft.at is None else draft.at)
             job.rows.append(_Packed(names, at, data, fact))
     except StoreError as error:

@@ -35,7 +35,10 @@ class Salvaged:
 def prefix(path: Path) -> Iterator[Row]:
     """The entries of the log at `path` from the first on, as long as each is there and its hash
     covers the one before it. Raises `StoreError` when the file cannot be read."""
-    pages, places = _open(path)
+    return _prefix(*_open(path))
+
+
+def _prefix(pages: Pages, places: dict[int, list[Cell]]) -> Iterator[Row]:
     before, seq = GENESIS, 1
     while True:
         rows = (row for cell in places.get(seq, ()) for row in pages.row(cell))
@@ -51,13 +54,14 @@ def salvage(path: Path, target: Path) -> Salvaged:
     when there is one already, or the disk refuses."""
     if target.exists():
         raise StoreError(f"`{target}` exists; give a new home to salvage into")
+    pages, places = _open(path)
     last, count = GENESIS, 0
     with guarded(target):
         db = connect(target)
         try:
             migrate(db)
             with writing(db):
-                for row in prefix(path):
+                for row in _prefix(pages, places):
                     db.execute(_INSERT, row)
                     facts.note(db, row[0], (*row[1:4], unpack(row[5])))
                     last, count = row[7], row[0]
@@ -66,7 +70,6 @@ def salvage(path: Path, target: Path) -> Salvaged:
     witness = head.Head(target)
     witness.note(count, last)
     witness.close()
-    _, places = _open(path)
     return Salvaged(rows=count, beyond=sum(seq > count for seq in places))
 
 

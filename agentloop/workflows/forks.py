@@ -10,14 +10,17 @@ record.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from functools import cache
+from itertools import chain, count, zip_longest
 
 from agentloop.errors import UsageError
 from agentloop.graphs.load import reference_of
-from agentloop.graphs.recorded import RecordedModel, calls_of, recorded_graph, recorded_tools
+from agentloop.graphs.recorded import RecordedModel, calls_of, steps_of
+from agentloop.graphs.recorded_tools import recorded_graph, recorded_tools, told_only
 from agentloop.lanes.bench import Bench, Order
+from agentloop.ports import Model
 from agentloop.records import (
     Attempt,
     Bundle,
@@ -29,6 +32,7 @@ from agentloop.records import (
     content_id,
 )
 from agentloop.store.archive import Archive
+from agentloop.store.exchange import FORK, foreign
 from agentloop.workflows.rerun import (
     first_difference,
     impossible,
@@ -38,8 +42,6 @@ from agentloop.workflows.rerun import (
 
 ROUNDING = 1e-4
 """An engine adds in another order when other requests are in its batch or its cache."""
-SCOPE = "fork"
-"""Of the replies that a fork took over: no run paid for them a second time."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +53,24 @@ class Fork:
     n: int = 1
 
 
-def check(parent: Episode, step: int) -> None:
+def check(archive: Archive, parent: Episode, step: int) -> None:
     """Raises `UsageError` when the episode cannot be forked, or has no such step."""
     reason = impossible(replace(parent, failure=None))
     if reason:
         raise UsageError(f"`{parent.id}` cannot be forked: {reason}")
-    calls = sum(node.sampled for one in parent.trajectories for node in one.nodes)
+    calls = steps_of(parent, journal_of(archive, parent))
     if not 0 <= step <= calls:
         raise UsageError(
             f"`{parent.id}` has {calls} model calls; give --at a number from 0 to {calls}"
         )
 
 
-async def fork(bench: Bench, order: Fork, bundle: str) -> list[Episode]:
-    """The forks, scored and in the log. Raises `UsageError` when the recorded part can no longer be
-    made again, with the first difference."""
+async def fork(
+    bench: Bench, order: Fork, bundle: str, *, begin: Callable[[], None] = lambda: None
+) -> list[Episode]:
+    """The forks, scored and in the log. `begin` is called once the recorded part was told, before
+    anything is asked. Raises `UsageError` when that part can no longer be made again, with the
+    first difference."""
     graph = setup_of(order.parent).graph
     here = reference_of(bench.runner.graph)
     if graph != here:
@@ -73,8 +78,10 @@ async def fork(bench: Bench, order: Fork, bundle: str) -> list[Episode]:
             f"`{order.parent.id}` was made by the graph `{graph}` and the workflow has `{here}`; "
             f"fork it with --set graph={graph}"
         )
+    bench.afford(order.n)
     attempts = await _attempts(bench, order, bundle)
-    made = await asyncio.gather(*(_one(bench, order, attempt) for attempt in attempts))
+    live = _Live(bench.model, cache(begin))
+    made = await asyncio.gather(*(_one(bench, order, attempt, live) for attempt in attempts))
     return list(made)
 
 
@@ -82,7 +89,7 @@ async def _attempts(bench: Bench, order: Fork, bundle: str) -> Sequence[Attempt]
     parent = order.parent
     subjects = [f"fork {parent.id}/{order.step}/{number}" for number in range(order.n)]
     ask = Order(purpose=parent.purpose, subject=subjects[0])
-    [fresh] = await bench._orders([parent.task], bench.archive.get(bundle, Bundle), ask)
+    [fresh] = await bench.orders([parent.task], bench.archive.get(bundle, Bundle), ask)
     base = attempt_of(parent)
     if fresh.bundle != parent.bundle:
         base = replace(
@@ -96,11 +103,11 @@ async def _attempts(bench: Bench, order: Fork, bundle: str) -> Sequence[Attempt]
     ]
 
 
-async def _one(bench: Bench, order: Fork, attempt: Attempt) -> Episode:
+async def _one(bench: Bench, order: Fork, attempt: Attempt, live: _Live) -> Episode:
     parent = order.parent
     recorded = RecordedModel(
-        calls_of(parent, journal_of(bench.archive, parent)), until=order.step,
-        live=bench.model, system=attempt.bundle == parent.bundle,
+        parent, calls_of(parent, journal_of(bench.archive, parent)), until=order.step,
+        live=live, system=attempt.bundle == parent.bundle,
     )  # fmt: skip
     tools = recorded_tools(
         parent, recorded, {tool.spec.name: tool for tool in bench.tools}, live=True
@@ -109,19 +116,21 @@ async def _one(bench: Bench, order: Fork, attempt: Attempt) -> Episode:
         bench.runner, checkpoints=None,
         graph=recorded_graph(parent, recorded, bench.runner.graph),
     )  # fmt: skip
-    bench._afford(order.n)
     made: list[Episode] = []
     try:
-        await runner.run(
-            [attempt], model=_Kept(recorded, bench.archive), tools=tools, limits=bench.limits,
-            on_done=made.append,
-        )  # fmt: skip
+        with told_only(recorded):
+            await runner.run(
+                [attempt], model=_Kept(recorded, bench.archive), tools=tools, limits=bench.limits,
+                on_done=made.append,
+            )  # fmt: skip
     finally:
-        if not recorded.difference:  # else it is no rollout of this bundle
-            made = await bench._keep(made)
-    if recorded.difference:
+        reason = recorded.difference or recorded.missing
+        if not reason:  # else it is no rollout of this bundle
+            live.begin()
+            made = await bench.keep(made)
+    if reason:
         raise UsageError(
-            f"`{parent.id}` cannot be forked at {order.step}: {recorded.difference}; "
+            f"`{parent.id}` cannot be forked at {order.step}: {reason}; "
             f"see: agentloop runs replay {parent.id}"
         )
     return made[0]
@@ -151,6 +160,18 @@ def _rounded(node: Node, other: Node | None) -> Node:
 
 
 @dataclass(frozen=True)
+class _Live:
+    """The model that a fork goes on with; the run has begun when it is first asked."""
+
+    model: Model
+    begin: Callable[[], None]
+
+    async def complete(self, request: Request) -> Completion:
+        self.begin()
+        return await self.model.complete(request)
+
+
+@dataclass(frozen=True)
 class _Kept:
     """Keeps the replies that were taken over under the fork's own name, so that it can be replayed
     like any other rollout."""
@@ -161,10 +182,12 @@ class _Kept:
     async def complete(self, request: Request) -> Completion:
         completion = await self.model.complete(request)
         if not self.model.live:
-            await self.archive.add_call(request.key, completion, scope=SCOPE)
+            await self.archive.add_call(request.key, completion, scope=FORK)
         return completion
 
 
-def run_id(parent: str, step: int, bundle: str) -> str:
+def run_id(archive: Archive, parent: str, step: int, bundle: str) -> str:
     """Of the run that these forks belong to: asked for again, those that were made are found."""
-    return content_id("run", "fork", parent, step, bundle)
+    first = content_id("run", "fork", parent, step, bundle)
+    others = (content_id("run", "fork", parent, step, bundle, number) for number in count(1))
+    return next(one for one in chain((first,), others) if not foreign(archive.log, one))

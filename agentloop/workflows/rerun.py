@@ -12,14 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 
 from agentloop.graphs.load import Graph, load_graph
-from agentloop.graphs.recorded import (
-    Kept,
-    RecordedModel,
-    calls_of,
-    failure_of,
-    recorded_graph,
-    recorded_tools,
-)
+from agentloop.graphs.recorded import Kept, RecordedModel, calls_of
+from agentloop.graphs.recorded_tools import recorded_graph, recorded_tools, told_only
 from agentloop.graphs.run import Runner
 from agentloop.graphs.setup import digest_of, shape_of
 from agentloop.ports import Tool
@@ -78,8 +72,10 @@ class Replays:
         if change:
             return Replayed(episode.id, "different", change)
         calls = calls_of(episode, journal_of(self._archive, episode))
-        model = RecordedModel(calls, failed=failure_of(episode))
+        model = RecordedModel(episode, calls)
         made = await self._run(episode, graph, model)
+        if model.missing:
+            return Replayed(episode.id, "impossible", model.missing)
         exact = all(call.exact for call in calls)
         difference = model.difference or first_difference(episode, made, usage=exact)
         state = "different" if difference else "identical"
@@ -88,12 +84,13 @@ class Replays:
     async def _run(self, episode: Episode, graph: Graph, model: RecordedModel) -> Episode:
         setup = setup_of(episode)
         runner = Runner(recorded_graph(episode, model, graph), native_tools=setup.native_tools)
-        lent = [name for name in self._tools if name in setup.tools]
-        tools = recorded_tools(episode, model, {name: self._tools[name] for name in lent})
-        [made] = await runner.run(
-            [attempt_of(episode)], model=model, tools=tools, limits=setup.limits
-        )
-        return made
+        tools = recorded_tools(episode, model, self._tools)
+        with told_only(model):
+            [made] = await runner.run(
+                [attempt_of(episode)], model=model, tools=tools, limits=setup.limits
+            )
+        # `changed` has compared the lent tools; of a lane's own only the name is known.
+        return replace(made, setup=replace(setup_of(made), tools=setup.tools))
 
 
 def impossible(episode: Episode) -> str:
@@ -137,16 +134,35 @@ def changed(setup: Setup, graph: Graph, tools: Mapping[str, Tool]) -> str:
 def first_difference(old: Episode, new: Episode, *, usage: bool = True) -> str:
     """The first thing in which two records differ, but for their names and times; empty when they
     are the same. Without `usage` what was used is not compared."""
-    old, new = _timeless(old), _logged(_timeless(new), old)
+    old, new = _logged(_timeless(old), old), _logged(_timeless(new), old)
     for before, after in zip(old.trajectories, new.trajectories, strict=True):
         if (found := _nodes_differ(before, after)) or before != after:
             return found or "the tokens of the calls join in another way (drift)"
     if not usage:
         new = replace(new, usage=old.usage)
     one, two = asdict(old), asdict(new)
-    for name in ("failure", "answer", *one):
+    for name in ("failure", "answer"):
         if one[name] != two[name]:
             return f"`{name}` is {_short(two[name])} instead of {_short(one[name])}"
+    if old.setup and new.setup and (found := _setups_differ(old.setup, new.setup)):
+        return found
+    for name in one:
+        if one[name] != two[name]:
+            return f"`{name}` is {_short(two[name])} instead of {_short(one[name])}"
+    return ""
+
+
+def _setups_differ(before: Setup, after: Setup) -> str:
+    for name in sorted({*before.offered, *after.offered}):
+        if before.offered.get(name) != after.offered.get(name):
+            return f"the tool `{name}`, which the agent offers, was changed, added or left out"
+    if len(before.results) != len(after.results):
+        return f"the agent made {len(after.results)} of {len(before.results)} calls of lent tools"
+    one, two = asdict(before), asdict(after)
+    for name in one:
+        if one[name] != two[name]:
+            what = name.replace("_", " ")
+            return f"its {what} is {_short(two[name])} instead of {_short(one[name])}"
     return ""
 
 
@@ -171,14 +187,26 @@ def _timeless(episode: Episode) -> Episode:
 
 
 def _logged(made: Episode, stored: Episode) -> Episode:
-    """As the log would have it: what held a secret was stored without the ids that spell it."""
+    """As the log would have it: what held a secret was stored without the ids that spell it, and
+    digests of what held one are not those of what is left."""
     pairs = zip(made.trajectories, stored.trajectories, strict=False)
-    return replace(made, trajectories=tuple(
-        replace(one, redacted=True, nodes=tuple(
-            replace(node, token_ids=(), logprobs=None) for node in one.nodes
-        )) if old.redacted else one
-        for one, old in pairs
-    ))  # fmt: skip
+    trajectories = tuple(_bare(one, old) if old.redacted else one for one, old in pairs)
+    setup = made.setup
+    if setup is not None and any(one.redacted for one in stored.trajectories):
+        setup = replace(
+            setup, results=tuple(replace(one, arguments="") for one in setup.results),
+            unanswered=tuple(replace(one, call="") for one in setup.unanswered),
+        )  # fmt: skip
+    return replace(made, trajectories=trajectories, setup=setup)
+
+
+def _bare(made: Trajectory, stored: Trajectory) -> Trajectory:
+    """Without ids, which also say how calls join."""
+    nodes = tuple(replace(node, token_ids=(), logprobs=None) for node in made.nodes)
+    return replace(
+        made, nodes=nodes, redacted=True,
+        drift=stored.drift, clean=stored.clean, realigned=stored.realigned,
+    )  # fmt: skip
 
 
 def _short(value: object) -> str:

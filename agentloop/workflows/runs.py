@@ -18,6 +18,8 @@ from agentloop.store.archive import Archive
 from agentloop.store.query import Query
 
 _DONE = "done"
+FORK = ""
+"""The plan of a run of forks: asked for again (`workflows.forks`), never resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ def open_run(
         body = entry.body
         assert isinstance(body, dict)
         if (body["purpose"], body["seed"]) != (purpose, seed) or archive.step(entry.key, _DONE):
+            continue
+        if body["plan"] == FORK:
             continue
         if body["plan"] != plan:
             raise UsageError(

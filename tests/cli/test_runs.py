@@ -94,6 +94,43 @@ def test_a_changed_tool_is_named(recorded: tuple[str, str], data: Cli) -> None:
     assert "schema of the tool `python` was changed" in done["episodes"][0]["reason"]
 
 
+VALUES = """\
+from typing import Any
+
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.runtime import Runtime
+
+from agentloop.graphs.context import RunContext, lent
+from agentloop.graphs.messages import to_message
+from agentloop.records import Request
+
+
+async def ask(state: MessagesState, runtime: Runtime[RunContext]) -> dict[str, Any]:
+    context = lent(runtime)
+    worth = await context.tools["value"].call({"texts": "a b"})
+    await context.model.complete(Request(messages=tuple(map(to_message, state["messages"]))))
+    return {"messages": [("assistant", f"Answer: {worth}")]}
+
+
+graph = StateGraph(MessagesState, context_schema=RunContext).add_node("ask", ask)
+graph = graph.add_edge(START, "ask").add_edge("ask", END).compile()
+"""
+
+
+def test_a_tool_that_only_the_record_knows_gives_what_it_gave(
+    tiny: str, data: Cli, home: Path
+) -> None:
+    (Path(tiny) / "mine.py").write_text(VALUES)
+    tool = 'def value(texts: str) -> str:\n    """What they are worth."""\n    return "7"\n'
+    (Path(tiny) / "tools.py").write_text(tool)
+    edit(tiny, "tools: [python]", "graph: ./mine.py:graph\ntools: [./tools.py:value]")
+    name = data("run", tiny, "-n", "2")["run"]
+    assert {one.answer for one in episodes(home)} == {"7"}
+    edit(tiny, "tools: [./tools.py:value]", "tools: [python]")  # as with one that a lane lent
+    done = data("runs", "replay", name, "--workflow", tiny)
+    assert done["identical"] == 2, done["episodes"]
+
+
 def test_a_changed_graph_is_named(
     tiny: str, home: Path, data: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,8 +194,12 @@ def test_only_what_follows_the_step_is_asked_and_run(
     asked: list[Request] = []
     complete = Scripted.complete
 
+    listed: list[int] = []
+
     async def noting(self: Scripted, request: Request) -> Any:
         asked.append(request)
+        with Archive(home) as archive:
+            listed.append(len(archive.log.keys("run")))
         return await complete(self, request)
 
     async def refuse(*_: object) -> None:
@@ -168,6 +209,7 @@ def test_only_what_follows_the_step_is_asked_and_run(
     monkeypatch.setattr("agentloop.sandboxes.monty.MontySandbox.run", refuse)
     data("runs", "fork", parent.id, "--at", "1", "--workflow", workflow)
     assert len(asked) == 1 and asked[0].messages[-1].content.startswith("Output:")
+    assert listed == [2], "a fork that is killed is a run that was begun"
     with Archive(home) as archive:
         assert archive.spent(episodes(home)[-1].run).calls == 1, "what was told costs nothing"
 
@@ -189,6 +231,19 @@ def test_forks_go_their_own_ways(tiny: str, home: Path, data: Cli) -> None:
     assert all(node == firsts[0] for node in firsts), "who sampled the first reply stays known"
     again = data("runs", "fork", parent.id, "--at", "1", "--n", "3", "--workflow", tiny)
     assert again == done and len(episodes(home)) == 4
+
+
+def test_a_fork_that_was_cut_off_is_not_resumed_as_a_run(
+    recorded: tuple[str, str], data: Cli, home: Path, refused: Cli
+) -> None:
+    workflow, name = recorded
+    [begun] = data("runs", "list")
+    with Archive(home) as archive:
+        [entry] = archive.read(Query(kinds=("run",)))
+        body = {**entry.body, "plan": ""}  # type: ignore[dict-item]
+        archive.add_event("run", "run-0123456789abcdef", entry.scope, body)
+    assert begun["id"] == name
+    assert "there is no unfinished run" in refused("run", workflow, "-n", "4", "--resume")
 
 
 def test_a_fork_under_the_champion(recorded: tuple[str, str], data: Cli, home: Path) -> None:
@@ -215,7 +270,7 @@ def test_a_changed_agent_cannot_be_forked(tiny: str, home: Path, data: Cli, refu
     edit(tiny, 'RESULT = "Output:\\n{result}"', 'RESULT = "Output:\\n{result} "', file="mine.py")
     said = refused("runs", "fork", parent.id, "--at", "2", "--workflow", tiny)
     assert "cannot be forked at 2: call 2 asks something else" in said
-    assert len(episodes(home)) == 4
+    assert len(episodes(home)) == 4 and len(data("runs", "list")) == 1
 
 
 def test_graded_again_without_a_model(

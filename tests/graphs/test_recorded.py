@@ -4,95 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from langchain_core.messages import SystemMessage
-from langchain_core.tools import tool as langchain_tool
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode, tools_condition
-from rollout_fixtures import add, attempt, react, rollouts
+from langgraph.graph import END, START, StateGraph
+from replay_fixtures import again, identical, record
+from rollout_fixtures import attempt
 
-import agentloop
 from agentloop.errors import ModelError, ToolError
 from agentloop.graphs.context import RunContext, lent
-from agentloop.graphs.recorded import (
-    Kept,
-    RecordedModel,
-    calls_of,
-    failure_of,
-    recorded_graph,
-    recorded_tools,
-)
-from agentloop.graphs.run import Runner
-from agentloop.models.scripted import Scripted
-from agentloop.records import (
-    Completion,
-    Episode,
-    Limits,
-    Message,
-    Request,
-    Sampling,
-    ToolCall,
-    attempt_of,
-)
+from agentloop.graphs.recorded import steps_of
+from agentloop.records import Limits, Message, Request, Sampling
 from agentloop.tools.spec import tool
 from agentloop.workflows.rerun import first_difference
-
-
-class Noting:
-    """A model whose replies are kept as the journal would."""
-
-    def __init__(self, reply: Callable[[Request], Any], delay: Callable[[int], float]) -> None:
-        self.inner, self.delay = Scripted(reply), delay
-        self.kept: list[Kept] = []
-
-    async def complete(self, request: Request) -> Completion:
-        key = request.key.rpartition("/")[2]
-        await asyncio.sleep(self.delay(int(key.partition("-")[0])))
-        completion = await self.inner.complete(request)
-        self.kept.append(Kept(key, completion))
-        return completion
-
-
-def record(
-    reply: Callable[[Request], Any], *, delay: Callable[[int], float] = lambda number: 0.0,
-    **options: Any,
-) -> tuple[Episode, list[Kept]]:  # fmt: skip
-    model = Noting(reply, delay)
-    [episode] = rollouts(model, **options)
-    return episode, model.kept
-
-
-def again(
-    episode: Episode, kept: list[Kept], graph: Any = None, tools: Any = (add,)
-) -> tuple[Episode, str]:
-    setup = episode.setup
-    assert setup is not None
-
-    async def run() -> tuple[Episode, str]:
-        model = RecordedModel(calls_of(episode, kept), failed=failure_of(episode))
-        runner = Runner(
-            recorded_graph(episode, model, graph if graph is not None else react()),
-            native_tools=setup.native_tools,
-        )  # fmt: skip
-        lent_tools = recorded_tools(episode, model, {one.spec.name: one for one in tools})
-        [made] = await runner.run(
-            [attempt_of(episode)], model=model, tools=lent_tools, limits=setup.limits
-        )
-        return made, model.difference
-
-    return asyncio.run(run())
-
-
-def identical(episode: Episode, kept: list[Kept], **options: Any) -> None:
-    made, difference = again(episode, kept, **options)
-    assert difference == ""
-    assert first_difference(episode, made) == ""
-    bare = {"started": 0.0, "seconds": 0.0}
-    assert replace(made, **bare) == replace(episode, **bare)
 
 
 def adds(request: Request) -> str:
@@ -135,6 +60,27 @@ def test_a_refusing_tool_refuses_again() -> None:
     episode, kept = record(reply, tools=(refuse,))
     assert [one.error for one in episode.setup.results] == ["tool"]
     identical(episode, kept, tools=(refuse,))
+
+
+def test_other_arguments_are_told() -> None:
+    def asks(request: Request) -> str:
+        said = request.messages[-1].content
+        return f"Answer: {said.split()[1]}" if said.startswith("Output:") else "go"
+
+    def calling(b: int) -> Any:
+        async def ask(state: Wide, runtime: Any) -> Wide:
+            context = lent(runtime)
+            said = await context.tools["add"].call({"a": 2, "b": b})
+            request = Request(messages=(Message(role="user", content=f"Output: {said}"),))
+            return {"answer": (await context.model.complete(request)).message.content}
+
+        builder = StateGraph(Wide, context_schema=RunContext).add_node("ask", ask)
+        return builder.add_edge(START, "ask").add_edge("ask", END).compile()
+
+    episode, kept = record(asks, graph=calling(3))
+    identical(episode, kept, graph=calling(3))
+    _, difference = again(episode, kept, graph=calling(4))
+    assert difference == "the agent calls the tool `add` with other arguments"
 
 
 class Wide(TypedDict, total=False):
@@ -214,6 +160,47 @@ def test_an_outage_is_told_again(reason: str, error: ModelError) -> None:
     identical(episode, kept)
 
 
+def once(*texts: str) -> Any:
+    """Asks each of `texts` until one brings a reply, as an agent with a fallback of its own."""
+
+    async def ask(state: Wide, runtime: Any) -> Wide:
+        for text in texts:
+            try:
+                request = Request(messages=(Message(role="user", content=text),))
+                return {"answer": (await lent(runtime).model.complete(request)).message.content}
+            except ModelError as error:
+                failed = error
+        raise failed
+
+    builder = StateGraph(Wide, context_schema=RunContext).add_node("ask", ask)
+    return builder.add_edge(START, "ask").add_edge("ask", END).compile()
+
+
+def fails_on_long(request: Request) -> str:
+    if len(request.messages[-1].content) > 4:
+        raise ModelError(f"{request.messages[-1].content} is long", reason="context_overflow")
+    return "short"
+
+
+def test_a_call_that_failed_on_the_way_fails_again() -> None:
+    episode, kept = record(fails_on_long, graph=once("too long", "ok"))
+    assert episode.answer == "short" and episode.failure is None
+    assert steps_of(episode, kept) == 2, "it may be forked after the second call"
+    identical(episode, kept, graph=once("too long", "ok"))
+    _, difference = again(episode, kept, graph=once("so very long", "ok"))
+    assert difference == "call 1, which failed, asks something else"
+
+
+def test_what_the_last_call_asked_is_compared_though_it_failed() -> None:
+    episode, kept = record(fails_on_long, graph=once("too long"))
+    assert episode.failure is not None and episode.failure.reason == "context_overflow"
+    identical(episode, kept, graph=once("too long"))
+    _, difference = again(episode, kept, graph=once("very long"))
+    assert difference == "call 1, which failed, asks something else"
+    _, difference = again(episode, kept, graph=once("too long", "ok"))
+    assert difference == "the agent makes call 2, which is not in the record"
+
+
 def test_limits_are_reached_again() -> None:
     episode, kept = record(
         lambda request: '```add\n{"a": 2, "b": 3}\n```', limits=Limits(turns=2, seconds=20)
@@ -260,50 +247,3 @@ def test_a_changed_answer_is_told() -> None:
     episode, _ = record(adds)
     said = first_difference(episode, replace(episode, answer="6"))
     assert said == "`answer` is `6` instead of `5`"
-
-
-stock_runs: list[str] = []
-
-
-@langchain_tool
-def open_ticket(summary: str) -> str:
-    """Open a ticket."""
-    stock_runs.append(summary)
-    return f"ticket {len(stock_runs)}"
-
-
-def stock() -> Any:
-    """An agent whose tools are its own, in a `ToolNode`."""
-    model = agentloop.chat_model().bind_tools([open_ticket])
-
-    async def assistant(state: MessagesState) -> dict[str, Any]:
-        return {"messages": [await model.ainvoke([SystemMessage("Desk."), *state["messages"]])]}
-
-    return (
-        StateGraph(MessagesState)
-        .add_node("assistant", assistant)
-        .add_node("tools", ToolNode([open_ticket]))
-        .add_edge(START, "assistant")
-        .add_conditional_edges("assistant", tools_condition)
-        .add_edge("tools", "assistant")
-        .compile()
-    )
-
-
-def test_tools_of_the_agents_own_are_answered_by_the_id_of_the_call() -> None:
-    def reply(request: Request) -> Message | str:
-        said = [one for one in request.messages if one.role == "tool"]
-        if said:
-            return f"Answer: {said[-1].content}"
-        calls = tuple(
-            ToolCall(id=f"c{number}", name="open_ticket", arguments={"summary": f"s{number}"})
-            for number in range(2)
-        )
-        return Message(role="assistant", content="", tool_calls=calls)
-
-    stock_runs.clear()
-    episode, kept = record(reply, graph=stock(), native_tools=True, tools=())
-    assert "ticket" in str(episode.answer) and len(stock_runs) == 2
-    assert set(episode.setup.tools) == {"open_ticket"}
-    identical(episode, kept, graph=stock(), tools=())
-    assert len(stock_runs) == 2, "the tool ran"

@@ -107,6 +107,27 @@ def test_known_attempts_are_not_made_again_even_by_another_process(
     asyncio.run(main())
 
 
+def test_no_other_rollout_stands_in_for_an_attempt(opened: Callable[..., object]) -> None:
+    async def main() -> None:
+        async with opened() as (bench, tasks):  # type: ignore[attr-defined]
+            champion = bench.bundle(bench.champion)
+            [order] = await bench.orders(tasks[:1], champion, EVAL)
+            lie = Episode(
+                id=f"{order.id}0", task=order.task, bundle=order.bundle, purpose="eval",
+                run="another", seed=0, answer="lie",
+            )  # fmt: skip
+            await bench.archive.add_episodes([lie], scope=bench.workflow)
+            [made] = await bench.attempt(tasks[:1], champion, EVAL)
+            assert (made.id, made.run) == (order.id, "run-1") and made.answer != "lie"
+            [second] = await bench.orders(tasks[1:2], champion, EVAL)
+            lie = replace(lie, id=second.id, task=second.task)
+            await bench.archive.add_episodes([lie], scope=bench.workflow)
+            [made] = await bench.attempt(tasks[1:2], champion, EVAL)
+            assert made.run == "run-1" and made.answer != "lie"
+
+    asyncio.run(main())
+
+
 def test_an_infrastructure_failure_is_unscored_and_tried_again(
     opened: Callable[..., object],
 ) -> None:

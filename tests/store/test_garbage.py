@@ -1,6 +1,7 @@
 """What may go: a function of facts; and what stays is what a rollback, or a kept cycle, needs."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -103,6 +104,70 @@ def test_an_unfinished_cycle_keeps_all_since_it_began(archive: Archive, tmp_path
     for path in (tmp_path / "policies", tmp_path / "datasets", tmp_path / "training"):
         _age(path, 0)
     assert removals(gather(archive, tmp_path, keep=0)) == []
+    archive.close()
+
+
+def test_what_a_retired_alias_pointed_at_stays(archive: Archive, tmp_path: Path) -> None:
+    bundle = version(archive, tmp_path, 0)
+    archive.point("w/canary", bundle, reason="r", scope="w")
+    archive.retire("w/canary", reason="harm")
+    cycle(archive, 0, finished=True)
+    remove(tmp_path, removals(gather(archive, tmp_path, keep=0)))
+    assert left(tmp_path, "policies") == left(tmp_path, "datasets") == 1
+    archive.close()
+
+
+def test_a_cycle_that_failed_is_kept_until_a_later_one_has_finished(
+    archive: Archive, tmp_path: Path
+) -> None:
+    cycle(archive, 0, finished=False)
+    version(archive, tmp_path, 0)
+    archive.add_event("cycle", "cycle-other", "another", {})
+    archive.add_step("cycle-other", "report", True)
+    assert left(tmp_path, "policies") == 1 and "policies" not in kinds(archive, tmp_path)
+    cycle(archive, 1, finished=True)
+    assert "policies" in kinds(archive, tmp_path)
+    archive.close()
+
+
+def kinds(archive: Archive, home: Path) -> set[str]:
+    return {one.thing.folder for one in removals(gather(archive, home, keep=1))}
+
+
+def test_a_run_that_may_go_on_keeps_its_bundle_and_no_more(
+    archive: Archive, tmp_path: Path
+) -> None:
+    bundles = [version(archive, tmp_path, number) for number in range(2)]
+    archive.add_event("run", "run-1", "w", {"bundle": bundles[0][:12]})  # as it was given
+    version(archive, tmp_path, 2)
+    cycle(archive, 0, finished=True)
+    remove(tmp_path, removals(gather(archive, tmp_path, keep=1)))
+    policy = archive.get(bundles[0], Bundle).policies["agent"]
+    assert [path.name for path in (tmp_path / "policies").iterdir()] == [policy]
+    archive.add_step("run-1", "done", True)
+    remove(tmp_path, removals(gather(archive, tmp_path, keep=1)))
+    assert left(tmp_path, "policies") == 0
+    archive.close()
+
+
+def test_what_goes_meanwhile_is_passed_over(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version(archive, tmp_path, 0)
+    cycle(archive, 0, finished=True)
+    found = removals(gather(archive, tmp_path, keep=1))
+    rglob = Path.rglob
+
+    def taken(path: Path, pattern: str) -> list[Path]:
+        files = list(rglob(path, pattern))
+        for one in files:
+            one.unlink()
+        return files
+
+    monkeypatch.setattr(Path, "rglob", taken)
+    assert gather(archive, tmp_path, keep=1).things == ()
+    shutil.rmtree(tmp_path / "training")
+    assert remove(tmp_path, found) > 0
     archive.close()
 
 
