@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from agentloop.errors import AgentLoopError
 from agentloop.gates.live import Side
 from agentloop.lanes.bench import Bench, Ready
+from agentloop.records import Json
 from agentloop.workflows.assemble import alias_of, canary_of
 
 _AGAIN = 30.0
@@ -44,6 +45,7 @@ class Lineup:
         self._held: Counter[str] = Counter()
         self._ready: dict[str, Ready] = {}
         self._failed: dict[Side, _Unready] = {}
+        self._unneeded: set[str] = set()  # policies that the server may still hold
         self._lock = asyncio.Lock()
         self.swaps = 0
         """How often a side was given another bundle since the start."""
@@ -59,14 +61,22 @@ class Lineup:
         """Follow the aliases. Raises `StoreError` when they cannot be read: nothing changes."""
         await self._look(await asyncio.to_thread(self._wanted))
 
-    def choose(self, conversation: str) -> Ready:
-        """The bundle for a new conversation: always the same for the same name."""
+    def choose(self, unit: str) -> Ready:
+        """The bundle for a new conversation: always the same for the same unit (its name, or what
+        it begins with)."""
         canary = self._sides.get("canary")
         if canary is not None:
-            digest = hashlib.blake2b(f"{canary.bundle}/{conversation}".encode(), digest_size=8)
+            digest = hashlib.blake2b(f"{canary.bundle}/{unit}".encode(), digest_size=8)
             if int.from_bytes(digest.digest(), "big") < self._share * 2**64:
                 return canary
         return self._sides["champion"]
+
+    @property
+    def choice(self) -> dict[str, Json]:
+        """The bundles of which one is chosen, by side; empty without a canary."""
+        if "canary" not in self._sides:
+            return {}
+        return {side: ready.bundle for side, ready in self._sides.items()}
 
     def hold(self, ready: Ready) -> None:
         """A conversation goes on under this bundle."""
@@ -135,11 +145,13 @@ class Lineup:
     async def _tidy(self) -> None:
         """Let go of bundles that nobody needs, and of their policies."""
         serving = {ready.bundle for ready in self._sides.values()}
-        gone = [one for one in self._ready if one not in serving and not self._held[one]]
-        policies = {self._ready.pop(one).policy for one in gone}
-        needed = {ready.policy for ready in self._ready.values()}
-        server = self._bench.server
-        for policy in policies - needed:
-            if policy is not None and server is not None:
-                await server.unload_policy(policy)
+        for bundle in [one for one in self._ready if one not in serving and not self._held[one]]:
+            policy = self._ready.pop(bundle).policy
+            if policy is not None:
+                self._unneeded.add(policy)
         self._held = +self._held
+        self._unneeded -= {ready.policy for ready in self._ready.values()}
+        if self._bench.server is not None:
+            for policy in sorted(self._unneeded):
+                await self._bench.server.unload_policy(policy)
+                self._unneeded.discard(policy)  # else again at the next look
