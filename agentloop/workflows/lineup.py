@@ -108,17 +108,19 @@ class Lineup:
 
     async def _look(self, wanted: dict[Side, str]) -> None:
         async with self._lock:
+            if "canary" not in wanted:
+                self._failed.pop("canary", None)
+            if self.bundle("canary") not in (None, wanted.get("canary")):
+                # At once, whatever becomes of the next one: it may have been ended for harm.
+                del self._sides["canary"]
+                self.swaps += 1
+                self._say("canary: ended")
             for side, bundle in wanted.items():
                 ready = await self._make(side, bundle)
                 if ready is not None and self._sides.get(side) is not ready:
                     self._sides[side] = ready
                     self.swaps += 1
                     self._say(f"{side}: {bundle} serves")
-            if "canary" not in wanted:
-                self._failed.pop("canary", None)
-                if self._sides.pop("canary", None) is not None:
-                    self.swaps += 1
-                    self._say("canary: ended")
             await self._tidy()
 
     async def _make(self, side: Side, bundle: str) -> Ready | None:
@@ -132,7 +134,7 @@ class Lineup:
         try:
             ready = await self._bench.ready(self._bench.bundle(bundle))
         except (AgentLoopError, OSError) as error:
-            serving = self._sides.get(side, self._sides["champion"]).bundle
+            serving = self._sides["champion"].bundle
             text = f"{side}: {bundle} cannot be served: {error}; {serving} goes on serving"
             if failed is None or failed.error != text:
                 self._say(text)

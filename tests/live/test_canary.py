@@ -58,8 +58,8 @@ def test_conversations_that_read_the_same_keep_their_bundle(tmp_path: Path) -> N
             canary.begin(one.archive, "tiny", bundle, reason="test")
             await until(lambda: one.service.health()["canary"] == bundle)
             served = set()
-            for text in ("echo a", "echo b", "echo c", "echo d", "echo e", "echo f"):
-                talks: list[Any] = [said(text) for _ in range(8)]
+            for text in (f"echo {letter}" for letter in "abcdefghijkl"):
+                talks: list[Any] = [said(text) for _ in range(4)]
                 prints: list[set[str]] = [set() for _ in talks]
                 for _ in range(3):
                     for messages, seen in zip(talks, prints, strict=True):
