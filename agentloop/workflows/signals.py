@@ -55,6 +55,7 @@ class Signals:
         self._archive, self._workflow, self._patience = archive, workflow, patience
         self._foreign: dict[str, bool] = {}
         self._canary: Canary | None = None
+        self._read = 0
 
     def of(self, canary: Canary) -> list[tuple[Side, float]]:
         """One reward for each conversation that began when its bundle was chosen of these two, in
@@ -76,7 +77,8 @@ class Signals:
         return self._rewards
 
     def _begin(self, canary: Canary) -> None:
-        self._canary, self._read, self._clock = canary, canary.since, -math.inf
+        self._canary, self._read = canary, canary.since
+        self._clock = -math.inf
         self._turns: dict[str, _Turn] = {}
         self._early: dict[str, float] = {}  # feedback for what is not logged yet
         self._waiting: list[tuple[float, int, _Turn, float]] = []  # live rewards, as a heap

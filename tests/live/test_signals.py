@@ -95,8 +95,13 @@ class Book:
 
 @pytest.fixture
 def book(tmp_path: Path) -> Iterator[Book]:
-    with Archive(tmp_path / "home") as archive:
+    with opened(tmp_path / "home") as archive:
         yield new_book(archive)
+
+
+def opened(home: Path) -> Archive:
+    home.mkdir()
+    return Archive(home)
 
 
 def new_book(archive: Archive) -> Book:
@@ -185,7 +190,7 @@ def test_an_imported_file_decides_nothing(book: Book, tmp_path: Path) -> None:
     """It may name this home's workflow and bundles, and have happened in the far future."""
     pending = book.turn("own", "canary")
     book.say(pending, 0.5, spec=LIVE)
-    with Archive(tmp_path / "theirs") as archive:
+    with opened(tmp_path / "theirs") as archive:
         theirs = replace(new_book(archive), rows=1000)
         for number in range(40):
             side = "canary" if number % 2 else "champion"
@@ -215,13 +220,13 @@ def rows(
 def test_equal_bundles_are_seldom_promoted_however_alike_the_turns_are(tmp_path: Path) -> None:
     promoted = better = 0
     for seed in range(20):
-        with Archive(tmp_path / str(seed)) as archive:
+        with opened(tmp_path / str(seed)) as archive:
             book = new_book(archive)
             archive.log.append(rows(book, seed, 60))
             promoted += judge(book.signals()).action == "promote"
     assert promoted <= 3  # 97.5 % limit of 0.05 of 20
     for seed in range(5):
-        with Archive(tmp_path / f"better {seed}") as archive:
+        with opened(tmp_path / f"better {seed}") as archive:
             book = new_book(archive)
             archive.log.append(rows(book, seed, 150, lambda side: 0.45 * (side == "canary")))
             better += judge(book.signals()).action == "promote"
