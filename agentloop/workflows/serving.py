@@ -163,7 +163,7 @@ class Service:
                 "agent of your own, send its `tools`"
             )
         attempt = self._attempt(one, call, last.content, history)
-        work = self._kept.roll_out(self._own, attempt, store=self._may_store(call))
+        work = self._kept.roll_out(self._own, attempt, store=_may_store(self._settings, call))
         episode = await self._kept.task(work)  # whose cancellation is the rollout's
         if episode is None:
             raise LimitReached("cancelled", "the rollout was stopped")
@@ -177,7 +177,7 @@ class Service:
 
     async def _turn(self, one: Known, call: Call) -> Answer:
         """One model call of the client's agent, in the rollout that is open or in a new one."""
-        rollout, store = one.rollout, self._may_store(call)
+        rollout, store = one.rollout, _may_store(self._settings, call)
         if rollout is None or rollout.over.is_set() or rollout.store != store:
             if rollout is not None:
                 rollout.over.set()
@@ -212,16 +212,6 @@ class Service:
             history=tuple(history),
         )  # fmt: skip
 
-    def _may_store(self, call: Call) -> bool:
-        """Consent is read from each request, and a rollout has one answer to it."""
-        match self._settings.consent:
-            case "always":
-                return call.store is not False
-            case "ask":
-                return call.store is True
-            case _:
-                return False
-
     def _ended(self, one: Known, rollout: Outside, episode: Episode | None) -> None:
         if rollout.session is None:
             return
@@ -237,6 +227,17 @@ class Service:
     def _forget(self, one: Known) -> None:
         if self._conversations.forget(one):
             self._lineup.release(one.ready)
+
+
+def _may_store(settings: Serve, call: Call) -> bool:
+    """Consent is read from each request, and a rollout has one answer to it."""
+    match settings.consent:
+        case "always":
+            return call.store is not False
+        case "ask":
+            return call.store is True
+        case _:
+            return False
 
 
 def _session(name: str) -> str:
