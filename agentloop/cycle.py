@@ -31,6 +31,7 @@ from agentloop.store.exchange import foreign
 from agentloop.store.held import leased
 from agentloop.store.query import Fence, Fences
 from agentloop.trajectories.codec import from_json, to_json
+from agentloop.workflows import canary
 from agentloop.workflows.assemble import Kit
 from agentloop.workflows.report import Cost, Report, make_report
 
@@ -102,7 +103,7 @@ async def cycle(kit: Kit, under: Fence | None = None) -> Report:
         ids = [task.id for task in tasks.final]
         tasks = replace(tasks, use=heldout.use_of(bench.archive, kit.name, kit.cycle_id, ids))
         decision = await Judge(bench, kit.gate, tasks, kit.probes).decide(proposals)
-        record(kit, decision, fences)
+        decision = record(kit, decision, fences)
         cost = Cost(
             usd=kit.meter.total.usd,
             tokens=kit.meter.total.tokens,
@@ -143,25 +144,32 @@ async def step(
     return kit.bench.archive.step(kit.cycle_id, key)
 
 
-def record(kit: Kit, decision: Decision, fence: Fences) -> None:
-    """Every verdict into the log, and the promotion with it. A holder that lost a lease writes
-    neither; a champion that was moved meanwhile stays."""
-    archive = kit.bench.archive
+def record(kit: Kit, decision: Decision, fence: Fences) -> Decision:
+    """Every verdict into the log, and the promotion with it; a holder that lost a lease
+    writes neither, and a champion that was moved meanwhile stays. The decision as it was carried out: what
+    has to wait for a canary is not passed, and its reason says so."""
+    archive, final = kit.bench.archive, decision.final
     for verdict in decision.verdicts:
         archive.add_verdict(verdict, kit.cycle_id, scope=kit.name, fence=fence)
     serving = archive.alias(kit.alias)
-    promoted = decision.final is not None and decision.final.passed
-    if not promoted or serving is None or serving.bundle == decision.bundle:
-        return
+    if final is None or not final.passed or serving is None or serving.bundle == decision.bundle:
+        return decision
     reason = f"promoted by {kit.cycle_id}"
     if any(pointer.reason == reason for pointer in archive.alias_history(kit.promoted)):
-        return  # before it was killed; what a person did since stays
-    if serving.bundle != kit.bench.champion:
+        return decision  # before it was killed; what a person did since stays
+    moved = serving.bundle != kit.bench.champion
+    if kit.promoted != kit.alias:
+        why = "the champion was moved meanwhile" if moved else ""
+        why = why or canary.offer(archive, kit.name, decision.bundle, reason=reason, fence=fence)
+        late = replace(final, passed=False, reason=f"{final.reason}; left out: {why}")
+        return replace(decision, final=late) if why else decision
+    if moved:
         raise UsageError(
             f"`{kit.name}` was given another champion while cycle {kit.cycle_id} ran; "
             "judge against that one with --again"
         )
     archive.point(kit.promoted, decision.bundle, reason=reason, scope=kit.name, fence=fence)
+    return decision
 
 
 def _value(value: Json) -> Callable[[], Awaitable[Json]]:

@@ -101,9 +101,12 @@ def _say(text: str) -> None:
 
 def _tell(name: str, episode: Episode, logged: bool) -> None:
     how = f"failed ({episode.failure.reason})" if episode.failure else "ended"
+    who = (
+        name if logged else "a session"
+    )  # no word of one that did not agree: a name is the client's
     where = f"logged as {episode.id}" if logged else "not logged: it did not agree"
     show.tell(
-        f"{name}: {how} after {episode.usage.calls} calls, {episode.usage.tokens} tokens; {where}",
+        f"{who}: {how} after {episode.usage.calls} calls, {episode.usage.tokens} tokens; {where}",
         err=True,
     )
 

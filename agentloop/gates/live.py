@@ -1,11 +1,11 @@
 """The canary's test: two bundles on live conversations, looked at after every reward.
 
-In: the rewards of both sides in the order in which they came, and what is to be decided with which
-certainty. Out: keep looking, promote, or roll back, with the numbers behind it. Tasks cannot be
-paired here, so neighbours in time are: the rewards that came since the last pair make the next one
-as soon as there are some of both sides (the mean of each). A drift of what people ask then moves
-both sides of a pair, and the side with more traffic wastes none. Evidence is `betting.wealth`, so
-the numbers may be looked at at any time.
+In: one reward for each conversation of both sides, in the order in which they came, and what is to
+be decided with which certainty. Out: keep looking, promote, or roll back, with the numbers behind
+it. Tasks cannot be paired here, so neighbours in time are: the rewards that came since the last
+pair make the next one as soon as there are some of both sides (the mean of each). A drift of what
+people ask then moves both sides of a pair, and the side with more traffic wastes none. Evidence is
+`betting.wealth`, so the numbers may be looked at at any time.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import asyncio
 import hmac
 import json
 import logging
+import traceback
 from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
@@ -94,10 +95,17 @@ def guard(token: str, *, public: Collection[str] = ()) -> Middleware:
         except Exception as problem:
             refused = refusal(problem)
             if refused.status == 500:
-                log.exception("a call failed")
+                log.error("a call failed: %s", _where(problem))
             return error_response(refused.status, str(refused), refused.code)
 
     return guarded
+
+
+def _where(problem: BaseException) -> str:
+    """The kind of an error and the lines of code that it came through. Not its text, which may
+    quote a conversation that nobody agreed to write down."""
+    lines = traceback.format_tb(problem.__traceback__)
+    return f"{type(problem).__name__}\n{''.join(lines)}"
 
 
 def _check(http: web.Request, token: str | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import deque
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
@@ -22,6 +23,8 @@ from agentloop.gateway.protocol import parse
 from agentloop.ports import Model
 from agentloop.records import Completion, Endpoint, Request
 
+_OVER = 1000
+"""Names of rollouts that ended last: whose program still calls is told that it is over."""
 _ENDING = 0.2
 """Seconds for calls under way when it stops: their rollouts are over."""
 
@@ -68,7 +71,7 @@ class Gateway:
         self.token = secrets.token_urlsafe(24)
         self._port = port
         self._sessions: dict[str, Session] = {}
-        self._over: set[str] = set()
+        self._over: deque[str] = deque(maxlen=_OVER)
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Self:
@@ -106,14 +109,13 @@ class Gateway:
         name is open already."""
         if name in self._sessions:
             raise UsageError(f"the rollout `{name}` runs already; give this one another name")
-        self._over.discard(name)
         self._sessions[name] = Session(name, model, served)
         return self._sessions[name]
 
     def close(self, name: str) -> None:
         """Refuse calls of rollout `name` from now on; idempotent."""
         if self._sessions.pop(name, None) is not None:
-            self._over.add(name)
+            self._over.append(name)
 
     async def _models(self, http: web.Request) -> web.Response:
         return models_response(self._known(http).served)

@@ -16,10 +16,12 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 
 from agentloop.graphs.context import RunContext, lent
+from agentloop.graphs.lent import LentModel
 from agentloop.graphs.load import Graph
 from agentloop.graphs.plain_tools import PlainTools
 from agentloop.graphs.text import final_answer
 from agentloop.ports import Model
+from agentloop.records import Completion, Request
 
 Drive: TypeAlias = Callable[[str, str, Model], Awaitable[str]]
 """(rollout's name, task, model) to the text that holds the answer. The task of a conversation is
@@ -33,12 +35,14 @@ class State(TypedDict, total=False):
     answer: str
 
 
-def program_graph(drive: Drive) -> Graph:
-    """A graph for `Runner`. What `drive` raises is the rollout's failure."""
+def program_graph(drive: Drive, *, calls_only: bool = False) -> Graph:
+    """A graph for `Runner`. What `drive` raises is the rollout's failure. With `calls_only` its
+    time is that of its model calls: what the agent does in between is not ours to limit."""
 
     async def program(state: State, runtime: Runtime[RunContext]) -> State:
         context = lent(runtime)
-        model: Model = context.model if context.native_tools else PlainTools(context.model)
+        own: Model = _CallsOnly(context.model) if calls_only else context.model
+        model: Model = own if context.native_tools else PlainTools(own)
         rollout = get_config()["configurable"]["thread_id"]
         return {"answer": final_answer(await drive(rollout, _task(state["messages"]), model))}
 
@@ -49,6 +53,26 @@ def program_graph(drive: Drive) -> Graph:
         .add_edge("program", END)
         .compile(name="program")
     )
+
+
+class _CallsOnly:
+    """A lent model whose clock stands still while none of its calls is under way."""
+
+    def __init__(self, model: LentModel) -> None:
+        self._model, self._calls = model, 0
+        model.clock.stop()
+
+    async def complete(self, request: Request) -> Completion:
+        """As the lent model."""
+        if not self._calls:
+            self._model.clock.go()
+        self._calls += 1
+        try:
+            return await self._model.complete(request)
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._model.clock.stop()
 
 
 def _task(messages: list[dict[str, Any]]) -> str:

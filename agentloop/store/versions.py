@@ -55,7 +55,7 @@ class Versions:
         moves = len(self.log.keys("alias", f"{alias}#"))
         body: dict[str, Json] = {"bundle": self.id(bundle, Bundle), "reason": reason}
         draft = Draft(kind="alias", key=_key(alias, moves + 1), body=body, scope=scope)
-        self._move(draft, fence)
+        self.move(draft, fence=fence)
 
     def retire(self, name: str, *, reason: str, fence: Fences | None = None) -> None:
         """Let alias `name` point at nothing from now on. Raises `UsageError` when it does not point
@@ -66,7 +66,7 @@ class Versions:
         moves = len(self.log.keys("alias", f"{name}#"))
         body: dict[str, Json] = {"bundle": now.bundle, "reason": reason, "over": True}
         draft = Draft(kind="alias", key=_key(name, moves + 1), body=body, scope=now.scope)
-        self._move(draft, fence)
+        self.move(draft, fence=fence)
 
     def alias(self, name: str) -> Pointer | None:
         """Where an alias points; `None` when it never did, or was retired."""
@@ -94,7 +94,7 @@ class Versions:
         history = self.alias_history(name)
         body: dict[str, Json] = {"bundle": earlier, "reason": reason, "back": True}
         key = _key(name, len(history) + 1)
-        self._move(Draft(kind="alias", key=key, body=body, scope=history[-1].scope), fence)
+        self.move(Draft(kind="alias", key=key, body=body, scope=history[-1].scope), fence=fence)
         return earlier
 
     def before(self, name: str) -> str:
@@ -115,19 +115,30 @@ class Versions:
             )
         return stack[-2]
 
+    def move(self, *drafts: Draft, fence: Fences | None = None) -> None:
+        """Append moves of aliases (`following`), and rows that belong to them, in one write. The
+        number in a key makes it compare-and-append: of two processes that move an alias from the
+        same state, one is told that it lost, by a `StoreError`."""
+        self.log.append(drafts, fence=fence)
+        for draft in drafts:
+            entry = self.log.get(draft.kind, draft.key)
+            if entry is None or entry.body != self.log.redact(draft.body):
+                raise StoreError(
+                    f"`{draft.key.rpartition('#')[0]}` was moved by another process meanwhile; "
+                    "look at it and try again"
+                )
+
     def _find(self, name: str, kind: type[Any] | None) -> Entry:
         return find(self.log, name, (kind.__name__.lower(),) if kind else tuple(KINDS))
 
-    def _move(self, draft: Draft, fence: Fences | None) -> None:
-        """The number in the key makes it compare-and-append: of two processes that move an alias
-        from the same state, one is told that it lost."""
-        self.log.append([draft], fence=fence)
-        entry = self.log.get("alias", draft.key)
-        if entry is None or entry.body != self.log.redact(draft.body):
-            raise StoreError(
-                f"`{draft.key.rpartition('#')[0]}` was moved by another process meanwhile; "
-                "look at it and try again"
-            )
+
+def following(row: str, bundle: str, *, reason: str, scope: str, over: bool = False) -> Draft:
+    """The move of an alias to a bundle, or with `over` to none, that follows its row `row`."""
+    alias, _, number = row.rpartition("#")
+    body: dict[str, Json] = {"bundle": bundle, "reason": reason}
+    if over:
+        body["over"] = True
+    return Draft(kind="alias", key=_key(alias, int(number) + 1), body=body, scope=scope)
 
 
 def _key(alias: str, number: int) -> str:

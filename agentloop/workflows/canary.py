@@ -1,45 +1,27 @@
 """A canary from its start to its end: what the log says of it, and what follows from that.
 
-Goes in: the aliases of a workflow and the scores of its live conversations. Comes out: a decision
-row with the raw numbers, and the alias that it moves. Decision: a conversation counts once, with
-the first of its signals that settles it (feedback at once; the workflow's own live reward when no
-feedback came for a while), so that what was counted never changes and the test holds at any time.
+Goes in: the aliases of a workflow and the rewards of its conversations (`signals`). Comes out: a
+decision row with the raw numbers, and the aliases that it moves. Decision: row and aliases are one
+write that follows from the state that was judged, so that a crash or another process in between
+leaves either all of it or nothing.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
 from typing import Any
 
 from agentloop.errors import UsageError
-from agentloop.gates.live import Side, Standing, judge
+from agentloop.gates.live import Standing, judge
 from agentloop.records import Bundle, Json, record
 from agentloop.store.archive import Archive
-from agentloop.store.leases import holder
-from agentloop.store.query import Draft, Query
+from agentloop.store.query import Draft, Fences, Query
+from agentloop.store.versions import following
 from agentloop.workflows.assemble import alias_of, canary_of
 from agentloop.workflows.schema import Serve
+from agentloop.workflows.signals import Canary, Signals
 
-FEEDBACK = "feedback"
-"""The reward spec of what clients say."""
-LIVE = "live"
-"""The reward spec of `serve.reward`."""
 DECISION = "canary"
 """The kind of the log's rows that hold a decision."""
-_LEASE_SECONDS = 30.0
-
-
-@record
-class Canary:
-    """One that is running."""
-
-    bundle: str
-    champion: str
-    since: int
-    """Scores after this entry of the log count: the later of the two aliases' last moves."""
-    name: str
-    """Of the alias row that began it."""
 
 
 def begin(archive: Archive, workflow: str, bundle: str, *, reason: str) -> str:
@@ -55,84 +37,66 @@ def begin(archive: Archive, workflow: str, bundle: str, *, reason: str) -> str:
     return bundle
 
 
+def offer(archive: Archive, workflow: str, bundle: str, *, reason: str, fence: Fences) -> str:
+    """Let what a cycle found be the canary; why not, while another one is being judged."""
+    now = running(archive, workflow)
+    if now is not None:
+        return f"{now.bundle} is the canary and is judged first"
+    archive.point(canary_of(workflow), bundle, reason=reason, scope=workflow, fence=fence)
+    return ""
+
+
 def running(archive: Archive, workflow: str) -> Canary | None:
     """The canary of a workflow, if there is one beside the champion."""
-    canary = archive.log.latest("alias", f"{canary_of(workflow)}#")
-    champion = archive.log.latest("alias", f"{alias_of(workflow)}#")
-    if canary is None or champion is None:
-        return None
-    now: Any = canary.body
-    serving: Any = champion.body
-    if now.get("over") or now["bundle"] == serving["bundle"]:
+    canary, champion = _rows(archive, workflow)
+    if canary is None or champion is None or canary.bundle == champion.bundle:
         return None
     return Canary(
-        bundle=now["bundle"], champion=serving["bundle"], since=max(canary.seq, champion.seq),
-        name=canary.key,
+        bundle=canary.bundle, champion=champion.bundle, since=max(canary.seq, champion.seq),
+        name=canary.key, champion_name=champion.key,
     )  # fmt: skip
 
 
-def standing(
-    archive: Archive, workflow: str, canary: Canary, settings: Serve, *, now: float | None = None
-) -> Standing:
-    """What the log's signals say up to `now` (Unix seconds)."""
-    rewards = signals(archive, workflow, canary, settings.patience, now=now)
-    return judge(rewards, alpha=settings.alpha, most=settings.pairs)
+@record
+class _Row:
+    """Where an alias points, and the log's row that says so."""
+
+    seq: int
+    key: str
+    bundle: str
 
 
-@dataclass
-class _Signals:
-    feedback: tuple[float, float] | None = None
-    reward: tuple[float, float] | None = None
-    """When it came, and what it was."""
-
-    def settled(self, patience: float) -> tuple[float, float]:
-        """When the conversation counts, and with what."""
-        if self.reward is None:
-            assert self.feedback is not None
-            return self.feedback
-        due = self.reward[0] + patience
-        if self.feedback is not None and self.feedback[0] <= due:
-            return self.feedback
-        return due, self.reward[1]
-
-
-def signals(
-    archive: Archive, workflow: str, canary: Canary, patience: float, *, now: float | None = None
-) -> list[tuple[Side, float]]:
-    """Rewards of conversations that began and were logged since the canary did, in the order in
-    which they settled."""
-    found: dict[str, _Signals] = {}
-    query = Query(kinds=("score",), scope=workflow, since_seq=canary.since)
-    for entry in archive.read(query):
-        body: Any = entry.body
-        if body["spec"] not in (FEEDBACK, LIVE):
-            continue
-        one = found.setdefault(body["episode"], _Signals())
-        came = entry.at, float(body["score"]["value"])
-        if body["spec"] == FEEDBACK:
-            one.feedback = one.feedback or came
+def _rows(archive: Archive, workflow: str) -> tuple[_Row | None, _Row | None]:
+    """Of the canary and of the champion; `None` where there is none."""
+    found: list[_Row | None] = []
+    for alias in (canary_of(workflow), alias_of(workflow)):
+        entry = archive.log.latest("alias", f"{alias}#")
+        body: Any = entry.body if entry is not None else {}
+        if entry is None or body.get("over"):
+            found.append(None)
         else:
-            one.reward = one.reward or came
-    bundles: dict[Side, str] = {"champion": canary.champion, "canary": canary.bundle}
-    side_of: dict[str, Side] = {}
-    for side, bundle in bundles.items():
-        chosen = Query(
-            kinds=("episode",), scope=workflow, purpose="serve", bundle=bundle,
-            since_seq=canary.since,
-        )  # fmt: skip
-        side_of |= dict.fromkeys(archive.log.chosen(chosen, list(found)), side)
-    until = time.time() if now is None else now
-    settled = [(*found[name].settled(patience), name, side) for name, side in side_of.items()]
-    settled.sort(key=lambda one: (one[0], one[2]))  # never by value: ties must not lean
-    return [(side, value) for at, value, _, side in settled if at <= until]
+            found.append(_Row(seq=entry.seq, key=entry.key, bundle=body["bundle"]))
+    return found[0], found[1]
 
 
-def decide(archive: Archive, workflow: str, settings: Serve) -> Standing | None:
+def standing(
+    archive: Archive, workflow: str, canary: Canary, settings: Serve,
+    signals: Signals | None = None,
+) -> Standing:  # fmt: skip
+    """What the rewards say that the log has; `signals` of earlier looks save reading them again."""
+    signals = signals or Signals(archive, workflow, settings.patience)
+    return judge(signals.of(canary), alpha=settings.alpha, most=settings.pairs)
+
+
+def decide(
+    archive: Archive, workflow: str, settings: Serve, signals: Signals | None = None
+) -> Standing | None:
     """Judge the canary that is running and act on it; what was decided, if anything was."""
     canary = running(archive, workflow)
     if canary is None:
+        _tidy(archive, workflow)
         return None
-    found = standing(archive, workflow, canary, settings)
+    found = standing(archive, workflow, canary, settings, signals)
     if found.action == "keep":
         return None
     act(archive, workflow, canary, found)
@@ -140,29 +104,38 @@ def decide(archive: Archive, workflow: str, settings: Serve) -> Standing | None:
 
 
 def act(archive: Archive, workflow: str, canary: Canary, decided: Standing) -> None:
-    """Write the decision, then move the aliases; done again after a crash in between it does the
-    rest. Raises `StoreError` when another process is at it."""
-    name = f"canary/{workflow}"
-    fence = name, archive.log.lease(name, holder(), _LEASE_SECONDS)
-    try:
-        if running(archive, workflow) != canary:
-            return  # moved meanwhile: what was decided is about another pair of bundles
-        body: dict[str, Json] = {
-            "action": decided.action, "reason": decided.reason, "canary": canary.bundle,
-            "champion": canary.champion, "pairs": decided.pairs,
-            "champion_mean": decided.champion_mean, "canary_mean": decided.canary_mean,
-            "gain": decided.gain, "harm": decided.harm, "differences": list(decided.differences),
-        }  # fmt: skip
-        row = Draft(kind=DECISION, key=f"{canary.name}/{canary.since}", body=body, scope=workflow)
-        archive.log.append([row], fence=fence)
-        if decided.action == "promote":
-            archive.point(
-                alias_of(workflow), canary.bundle, reason=f"canary {decided.reason}",
-                scope=workflow, fence=fence,
-            )  # fmt: skip
-        archive.retire(canary_of(workflow), reason=f"canary {decided.reason}", fence=fence)
-    finally:
-        archive.log.release(*fence)
+    """Write the decision and move the aliases, if they still are what was judged. Raises
+    `StoreError` when they are moved at this very moment."""
+    if running(archive, workflow) == canary:
+        archive.move(*_outcome(workflow, canary, decided))
+
+
+def _outcome(workflow: str, canary: Canary, decided: Standing) -> list[Draft]:
+    """The decision and the moves that follow from it."""
+    body: dict[str, Json] = {
+        "action": decided.action, "reason": decided.reason, "canary": canary.bundle,
+        "champion": canary.champion, "pairs": decided.pairs,
+        "champion_mean": decided.champion_mean, "canary_mean": decided.canary_mean,
+        "gain": decided.gain, "harm": decided.harm, "differences": list(decided.differences),
+    }  # fmt: skip
+    why, bundle = f"canary {decided.reason}", canary.bundle
+    key = f"{canary.name}/{canary.since}"
+    rows = [
+        Draft(kind=DECISION, key=key, body=body, scope=workflow),
+        following(canary.name, bundle, reason=why, scope=workflow, over=True),
+    ]
+    if decided.action == "promote":
+        rows.append(following(canary.champion_name, bundle, reason=why, scope=workflow))
+    return rows
+
+
+def _tidy(archive: Archive, workflow: str) -> None:
+    """A canary that became the champion otherwise is over: else it would be the canary again once
+    the champion is rolled back."""
+    canary, champion = _rows(archive, workflow)
+    if canary and champion and canary.bundle == champion.bundle:
+        reason = "it is the champion"
+        archive.move(following(canary.key, canary.bundle, reason=reason, scope=workflow, over=True))
 
 
 def decisions(archive: Archive, workflow: str) -> list[dict[str, Any]]:

@@ -2,9 +2,10 @@
 
 OpenAI's clients send the whole conversation with every request and no name. So a conversation is
 known by the digest of all that was said up to a reply of ours: a request that continues one of
-these goes on with it. Where several conversations read the same, they take turns (they are in the
-same state, so it makes no difference which is which). Decision: one that nobody continued for
-`idle` seconds is forgotten; a later request begins a new one.
+these goes on with it. Where several conversations read the same, they take turns: nobody can tell
+them apart. So those that begin with the same words within an hour are given the same bundle, and
+count once when bundles are compared. Decision: one that nobody continued for `idle` seconds is
+forgotten; a later request begins a new one.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from agentloop.lanes.bench import Ready
-from agentloop.records import Message
+from agentloop.records import Json, Message
 
 MOST = 10_000
 """Conversations that are remembered; more, and the one that was silent longest is forgotten."""
+HOUR = 3600
+"""Seconds after which the same first words are another beginning: one that is frequent would stay
+with one bundle for good otherwise."""
 
 T = TypeVar("T")
 
@@ -33,6 +37,8 @@ class Conversation(Generic[T]):
 
     name: str
     ready: Ready
+    between: dict[str, Json] = field(default_factory=dict)
+    """The `champion` and the `canary` of which `ready` was chosen; empty without a canary."""
     rollout: T | None = None
     """That of the client's own agent, while it is open."""
     turns: int = 0
@@ -69,9 +75,9 @@ class Conversations(Generic[T]):
         alike.move_to_end(one)
         return one
 
-    def begin(self, name: str, ready: Ready) -> Conversation[T]:
+    def begin(self, name: str, ready: Ready, between: dict[str, Json]) -> Conversation[T]:
         """A new one."""
-        one: Conversation[T] = Conversation(name, ready)
+        one: Conversation[T] = Conversation(name, ready, between)
         self._known[name] = one
         return one
 
@@ -117,9 +123,28 @@ class Conversations(Generic[T]):
         return found
 
 
-def new_name() -> str:
-    """A name that no other conversation has."""
-    return secrets.token_hex(8)
+def new_name(messages: Sequence[Message], now: float) -> str:
+    """A name that no other conversation has: its beginning, which others may share, and a number.
+    `now` is in Unix seconds."""
+    first = next((at for at, m in enumerate(messages) if m.role == "assistant"), len(messages))
+    told = digest(messages[:first]) + str(int(now // HOUR)).encode()
+    return f"{hashlib.blake2b(told, digest_size=8).hexdigest()}.{secrets.token_hex(4)}"
+
+
+def unit(name: str) -> str:
+    """What the conversation of this name counts as where bundles are compared, and what its bundle
+    is chosen by: the name that a client gave it, or its beginning."""
+    return name if ":" in name else name.partition(".")[0]
+
+
+def task_of(name: str, turn: int) -> str:
+    """The id of the task that is a conversation's turn."""
+    return f"serve/{name}/{turn}"
+
+
+def conversation_of(task: str) -> str:
+    """The name of the conversation that a task is a turn of."""
+    return task.removeprefix("serve/").rpartition("/")[0]
 
 
 def digest(messages: Sequence[Message]) -> bytes:

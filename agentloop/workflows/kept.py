@@ -11,12 +11,12 @@ import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from agentloop.errors import AgentLoopError
+from agentloop.errors import AgentLoopError, StoreError
 from agentloop.graphs.program import Drive, program_graph
 from agentloop.graphs.run import Batch
 from agentloop.lanes.bench import Bench
@@ -24,12 +24,14 @@ from agentloop.ports import Reward
 from agentloop.records import Attempt, Episode, Score
 from agentloop.rewards.grading import SUCCESS
 from agentloop.store.query import Query
-from agentloop.workflows.canary import FEEDBACK, LIVE
 from agentloop.workflows.lineup import Say
+from agentloop.workflows.signals import FEEDBACK, LIVE, OTHERS
 
 ENDING = 1.5
 """Seconds that rollouts have to end and be logged in when the server stops, and as many when they
 had to be cancelled: with `gateway.front.ENDING` and the model server's end it stays below ten."""
+AGAIN = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Seconds between tries to log what no client waits for: a disk may be full for a minute."""
 _ID = re.compile(r"(?:chatcmpl-)?(ep-[0-9a-f]{16})(?:-\d+)?")
 
 T = TypeVar("T")
@@ -51,6 +53,9 @@ class Kept:
         self._ended: dict[str, Episode] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stack = ExitStack()
+        self._closing = asyncio.Event()
+        self.unlogged: set[str] = set()
+        """Episodes that could not be logged yet, and are tried again."""
 
     def agents(self) -> Batch:
         """Rollouts of the workflow's own agent."""
@@ -61,23 +66,26 @@ class Kept:
 
     def outsiders(self, drive: Drive) -> Batch:
         """Rollouts of agents that run elsewhere."""
-        runner = replace(self.bench.runner, graph=program_graph(drive), checkpoints=None)
+        runner = replace(
+            self.bench.runner, graph=program_graph(drive, calls_only=True), checkpoints=None
+        )
         return self._stack.enter_context(
             runner.opened(model=self.bench.model, limits=self.bench.limits, on_done=self._end)
         )
 
     async def roll_out(
         self, batch: Batch, attempt: Attempt, *, store: bool,
-        score: Callable[[], float | None] = lambda: None,
+        score: Callable[[], float | None] = lambda: None, again: Sequence[float] = (),
     ) -> Episode | None:  # fmt: skip
         """Roll out and, with consent to `store`, log what became of it and its `score`, also when
-        it is cancelled. `None` when it was before it began. Raises `StoreError`."""
+        it is cancelled; a log that fails is tried `again` after so many seconds each. `None` when
+        it was cancelled before it began. Raises `StoreError`."""
         try:
             await batch.rollout(attempt)
         finally:
             episode = self._ended.pop(attempt.id, None)
-            if episode is not None and store and any(one.nodes for one in episode.trajectories):
-                await self._keep(episode, score())
+            if episode is not None and store and _says_something(episode):
+                await self._keep(episode, score(), again)
         return episode
 
     async def score(self, episode: str, value: float, comment: str = "") -> None:
@@ -101,6 +109,7 @@ class Kept:
 
     async def close(self) -> None:
         """Wait for what is under way, cancel what takes too long; all of it is logged."""
+        self._closing.set()
         await self._settled()
         for task in self._tasks:
             task.cancel()
@@ -113,15 +122,30 @@ class Kept:
         while self._tasks and (left := end - time.monotonic()) > 0:
             await asyncio.wait(self._tasks, timeout=left)
 
-    async def _keep(self, episode: Episode, score: float | None) -> None:
-        await self.bench.archive.add_episodes([episode], scope=self.bench.workflow)
+    async def _keep(self, episode: Episode, score: float | None, again: Sequence[float]) -> None:
+        waits = iter(again)
+        while True:
+            try:
+                await self._log(episode, score)
+                break
+            except StoreError as error:
+                wait = next(waits, None)
+                if wait is None or self._closing.is_set():
+                    raise
+                if not self.unlogged:
+                    self._say(f"{episode.id} cannot be logged: {error}; tried again for a while")
+                self.unlogged.add(episode.id)
+                with suppress(TimeoutError):  # not waited for when the server stops
+                    await asyncio.wait_for(self._closing.wait(), wait)
+        self.unlogged.discard(episode.id)
         self.counts["logged"] += 1
-        if episode.failure is not None:
-            return
-        if score is not None:
-            await self.score(episode.id, score)
-        if self._reward is not None:
+        if self._reward is not None and episode.failure is None:
             self.task(self._grade(episode, self._reward))
+
+    async def _log(self, episode: Episode, score: float | None) -> None:
+        await self.bench.archive.add_episodes([episode], scope=self.bench.workflow)
+        if score is not None and episode.failure is None:
+            await self.score(episode.id, score)
 
     async def _grade(self, episode: Episode, reward: Reward) -> None:
         """The workflow's own reward; one that fails leaves the conversation without."""
@@ -131,6 +155,16 @@ class Kept:
             await bench.archive.add_scores([(episode.id, score)], LIVE, scope=bench.workflow)
         except AgentLoopError as error:
             self._say(f"`serve.reward` gave {episode.id} no score: {error}")
+        except asyncio.CancelledError:
+            self._say(f"`serve.reward` gave {episode.id} no score: the server stops")
+            raise
 
     def _end(self, episode: Episode) -> None:
         self._ended[episode.id] = episode
+
+
+def _says_something(episode: Episode) -> bool:
+    """Whether a model replied, or should have."""
+    replied = any(one.nodes for one in episode.trajectories)
+    failure = episode.failure
+    return replied or (failure is not None and failure.reason not in OTHERS)

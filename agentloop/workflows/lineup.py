@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from agentloop.errors import AgentLoopError
 from agentloop.gates.live import Side
 from agentloop.lanes.bench import Bench, Ready
+from agentloop.records import Json
 from agentloop.workflows.assemble import alias_of, canary_of
 
 _AGAIN = 30.0
@@ -44,6 +45,7 @@ class Lineup:
         self._held: Counter[str] = Counter()
         self._ready: dict[str, Ready] = {}
         self._failed: dict[Side, _Unready] = {}
+        self._unneeded: set[str] = set()  # policies that the server may still hold
         self._lock = asyncio.Lock()
         self.swaps = 0
         """How often a side was given another bundle since the start."""
@@ -59,14 +61,22 @@ class Lineup:
         """Follow the aliases. Raises `StoreError` when they cannot be read: nothing changes."""
         await self._look(await asyncio.to_thread(self._wanted))
 
-    def choose(self, conversation: str) -> Ready:
-        """The bundle for a new conversation: always the same for the same name."""
+    def choose(self, unit: str) -> Ready:
+        """The bundle for a new conversation: always the same for the same unit (its name, or what
+        it begins with)."""
         canary = self._sides.get("canary")
         if canary is not None:
-            digest = hashlib.blake2b(f"{canary.bundle}/{conversation}".encode(), digest_size=8)
+            digest = hashlib.blake2b(f"{canary.bundle}/{unit}".encode(), digest_size=8)
             if int.from_bytes(digest.digest(), "big") < self._share * 2**64:
                 return canary
         return self._sides["champion"]
+
+    @property
+    def choice(self) -> dict[str, Json]:
+        """The bundles of which one is chosen, by side; empty without a canary."""
+        if "canary" not in self._sides:
+            return {}
+        return {side: ready.bundle for side, ready in self._sides.items()}
 
     def hold(self, ready: Ready) -> None:
         """A conversation goes on under this bundle."""
@@ -98,17 +108,19 @@ class Lineup:
 
     async def _look(self, wanted: dict[Side, str]) -> None:
         async with self._lock:
+            if "canary" not in wanted:
+                self._failed.pop("canary", None)
+            if self.bundle("canary") not in (None, wanted.get("canary")):
+                # At once, whatever becomes of the next one: it may have been ended for harm.
+                del self._sides["canary"]
+                self.swaps += 1
+                self._say("canary: ended")
             for side, bundle in wanted.items():
                 ready = await self._make(side, bundle)
                 if ready is not None and self._sides.get(side) is not ready:
                     self._sides[side] = ready
                     self.swaps += 1
                     self._say(f"{side}: {bundle} serves")
-            if "canary" not in wanted:
-                self._failed.pop("canary", None)
-                if self._sides.pop("canary", None) is not None:
-                    self.swaps += 1
-                    self._say("canary: ended")
             await self._tidy()
 
     async def _make(self, side: Side, bundle: str) -> Ready | None:
@@ -122,7 +134,7 @@ class Lineup:
         try:
             ready = await self._bench.ready(self._bench.bundle(bundle))
         except (AgentLoopError, OSError) as error:
-            serving = self._sides.get(side, self._sides["champion"]).bundle
+            serving = self._sides["champion"].bundle
             text = f"{side}: {bundle} cannot be served: {error}; {serving} goes on serving"
             if failed is None or failed.error != text:
                 self._say(text)
@@ -135,11 +147,13 @@ class Lineup:
     async def _tidy(self) -> None:
         """Let go of bundles that nobody needs, and of their policies."""
         serving = {ready.bundle for ready in self._sides.values()}
-        gone = [one for one in self._ready if one not in serving and not self._held[one]]
-        policies = {self._ready.pop(one).policy for one in gone}
-        needed = {ready.policy for ready in self._ready.values()}
-        server = self._bench.server
-        for policy in policies - needed:
-            if policy is not None and server is not None:
-                await server.unload_policy(policy)
+        for bundle in [one for one in self._ready if one not in serving and not self._held[one]]:
+            policy = self._ready.pop(bundle).policy
+            if policy is not None:
+                self._unneeded.add(policy)
         self._held = +self._held
+        self._unneeded -= {ready.policy for ready in self._ready.values()}
+        if self._bench.server is not None:
+            for policy in sorted(self._unneeded):
+                await self._bench.server.unload_policy(policy)
+                self._unneeded.discard(policy)  # else again at the next look

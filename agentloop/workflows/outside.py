@@ -2,7 +2,8 @@
 
 Goes in: calls of a conversation. Comes out: replies, and one episode when the rollout ends: the
 client says so, nobody calls for a while, a limit of the workflow, the end of the server. Decision:
-it is an ordinary rollout whose agent runs elsewhere, so recording and limits are the same.
+it is an ordinary rollout whose agent runs elsewhere, so recording and limits are the same; only its
+clock stands still between calls, for what the client does then is not the bundle's time.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from agentloop.gateway.server import Session
 from agentloop.ports import Model
 from agentloop.records import Attempt, Episode, Failure, Request
 from agentloop.workflows.conversations import Conversation
-from agentloop.workflows.kept import Kept
+from agentloop.workflows.kept import AGAIN, Kept
 
 
 @dataclass(eq=False)
@@ -56,7 +57,8 @@ class Outsiders:
         self._batch = kept.outsiders(self._drive)
         self._open: dict[str, Outside] = {}
         self.broken: asyncio.Future[None] = asyncio.Future()
-        """Gets the error that kept a rollout from the log: nobody else would hear of it."""
+        """Gets the error that kept a rollout from the log, try after try: nobody else would hear
+        of it."""
 
     def begin(self, one: Known, rollout: Outside) -> None:
         """Open a rollout; it becomes that of the conversation."""
@@ -85,8 +87,9 @@ class Outsiders:
         episode: Episode | None = None
         try:
             episode = await self._kept.roll_out(
-                self._batch, rollout.attempt, store=rollout.store, score=lambda: rollout.score
-            )
+                self._batch, rollout.attempt, store=rollout.store, score=lambda: rollout.score,
+                again=AGAIN,
+            )  # fmt: skip
         except StoreError as error:
             if not self.broken.done():
                 self.broken.set_exception(error)

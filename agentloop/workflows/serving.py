@@ -9,6 +9,7 @@ promotion, a rollback and a canary concern new ones alone, and no request ever w
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -21,7 +22,7 @@ from agentloop.graphs.lent import merge
 from agentloop.lanes.bench import Bench, stream
 from agentloop.ports import Reward
 from agentloop.records import Attempt, Completion, Episode, Json, Message, Task
-from agentloop.workflows.conversations import Conversations, new_name
+from agentloop.workflows.conversations import Conversations, new_name, task_of, unit
 from agentloop.workflows.kept import Kept, episode_of
 from agentloop.workflows.lineup import Lineup, Say
 from agentloop.workflows.outside import Known, Outside, Outsiders, error_of
@@ -85,7 +86,9 @@ class Service:
         """One reply."""
         self._counts["requests"] += 1
         messages, name = call.ask.request.messages, _named(call)
-        one = self._conversations.find(name, messages) or self._begin(name or new_name())
+        one = self._conversations.find(name, messages)
+        if one is None:
+            one = self._begin(name or new_name(messages, time.time()))
         one.busy += 1
         try:
             answer = await (self._turn if _runs_outside(call) else self._run)(one, call)
@@ -109,6 +112,8 @@ class Service:
         rollout.over.set()
         episode = await asyncio.shield(rollout.done)
         if episode is None:
+            if self.broken.done():
+                self.broken.result()
             raise LimitReached("cancelled", "the session was cancelled")
         return {
             "episode": episode.id, "answer": episode.answer, "logged": rollout.store,
@@ -131,8 +136,9 @@ class Service:
     def health(self) -> dict[str, Json]:
         """Counts and versions."""
         shown = ("requests", "failed", "logged", "feedback")
+        trouble = self._lineup.trouble or self._kept.unlogged or self.broken.done()
         return {
-            "status": "degraded" if self._lineup.trouble or self.broken.done() else "ok",
+            "status": "degraded" if trouble else "ok",
             "workflow": self.model,
             "champion": self._lineup.bundle("champion"),
             "canary": self._lineup.bundle("canary"),
@@ -144,9 +150,9 @@ class Service:
     # --- rollouts -------------------------------------------------------------------------------
 
     def _begin(self, name: str) -> Known:
-        ready = self._lineup.choose(name)
+        ready = self._lineup.choose(unit(name))
         self._lineup.hold(ready)
-        return self._conversations.begin(name, ready)
+        return self._conversations.begin(name, ready, self._lineup.choice)
 
     async def _run(self, one: Known, call: Call) -> Answer:
         """The own agent's answer to the last message, as a rollout of its own."""
@@ -157,7 +163,7 @@ class Service:
                 "agent of your own, send its `tools`"
             )
         attempt = self._attempt(one, call, last.content, history)
-        work = self._kept.roll_out(self._own, attempt, store=self._may_store(call))
+        work = self._kept.roll_out(self._own, attempt, store=_may_store(self._settings, call))
         episode = await self._kept.task(work)  # whose cancellation is the rollout's
         if episode is None:
             raise LimitReached("cancelled", "the rollout was stopped")
@@ -171,7 +177,7 @@ class Service:
 
     async def _turn(self, one: Known, call: Call) -> Answer:
         """One model call of the client's agent, in the rollout that is open or in a new one."""
-        rollout, store = one.rollout, self._may_store(call)
+        rollout, store = one.rollout, _may_store(self._settings, call)
         if rollout is None or rollout.over.is_set() or rollout.store != store:
             if rollout is not None:
                 rollout.over.set()
@@ -193,7 +199,9 @@ class Service:
             )
         self._counts["rollouts"] += 1
         one.turns += 1
-        task = Task(id=f"serve/{one.name}/{one.turns}", prompt=prompt, family="serve")
+        task = Task(
+            id=task_of(one.name, one.turns), prompt=prompt, family="serve", data=one.between
+        )
         system, skills = one.ready.system(prompt)
         sampling = replace(bench.decoding, seed=stream(bench.seed, task.id, 0))
         if not _runs_outside(call):  # otherwise each of its calls says how it samples
@@ -203,16 +211,6 @@ class Service:
             run=bench.run, policy=one.ready.policy, skills=skills, subject=f"serve/{begun}",
             history=tuple(history),
         )  # fmt: skip
-
-    def _may_store(self, call: Call) -> bool:
-        """Consent is read from each request, and a rollout has one answer to it."""
-        match self._settings.consent:
-            case "always":
-                return call.store is not False
-            case "ask":
-                return call.store is True
-            case _:
-                return False
 
     def _ended(self, one: Known, rollout: Outside, episode: Episode | None) -> None:
         if rollout.session is None:
@@ -229,6 +227,17 @@ class Service:
     def _forget(self, one: Known) -> None:
         if self._conversations.forget(one):
             self._lineup.release(one.ready)
+
+
+def _may_store(settings: Serve, call: Call) -> bool:
+    """Consent is read from each request, and a rollout has one answer to it."""
+    match settings.consent:
+        case "always":
+            return call.store is not False
+        case "ask":
+            return call.store is True
+        case _:
+            return False
 
 
 def _session(name: str) -> str:

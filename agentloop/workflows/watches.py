@@ -14,6 +14,7 @@ from agentloop.lanes.bench import Bench
 from agentloop.workflows import canary
 from agentloop.workflows.lineup import Lineup, Say
 from agentloop.workflows.schema import Serve
+from agentloop.workflows.signals import Signals
 
 LOOK = 0.5
 """Seconds between two looks at the aliases (0.1 ms of CPU each)."""
@@ -26,6 +27,7 @@ class Watches:
 
     def __init__(self, bench: Bench, settings: Serve, lineup: Lineup, *, say: Say) -> None:
         self._bench, self._settings, self._lineup, self._say = bench, settings, lineup, say
+        self._signals = Signals(bench.archive, bench.workflow, settings.patience)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, tidy: Callable[[], None], broken: asyncio.Future[None]) -> None:
@@ -72,7 +74,7 @@ class Watches:
         """Promote or end the canary as soon as its rewards say so."""
         bench = self._bench
         decided = await asyncio.to_thread(
-            canary.decide, bench.archive, bench.workflow, self._settings
+            canary.decide, bench.archive, bench.workflow, self._settings, self._signals
         )
         if decided is not None:
             self._say(f"canary: {decided.action}: {decided.reason}")

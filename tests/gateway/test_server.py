@@ -296,3 +296,19 @@ def test_a_port_in_use_is_one_sentence() -> None:
                     pass
 
     asyncio.run(main())
+
+
+def test_so_many_rollouts_that_are_over_are_remembered_and_no_more() -> None:
+    async def main() -> None:
+        async with Gateway() as gateway:
+            for number in range(3000):
+                gateway.open(f"r{number}", Scripted(["x"]))
+                gateway.close(f"r{number}")
+            assert len(gateway._over) == 1000
+            for number, status in ((2999, 410), (0, 404)):
+                found, _ = await post(gateway.endpoint(f"r{number}"), {"messages": HELLO})
+                assert found == status
+            gateway.open("r2999", Scripted(["x"]))  # a name may come back
+            assert (await post(gateway.endpoint("r2999"), {"messages": HELLO}))[0] == 200
+
+    asyncio.run(main())

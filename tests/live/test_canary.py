@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_workflow
-from live_fixtures import live, said, text_of
+from live_fixtures import TOOL, live, said, text_of
 
 from agentloop.cli import run
-from agentloop.errors import StoreError, UsageError
+from agentloop.errors import ModelError, StoreError, UsageError
 from agentloop.gates.live import judge
-from agentloop.records import Episode, Score
 from agentloop.store.archive import Archive
-from agentloop.store.log import Log
-from agentloop.store.query import Query
 from agentloop.workflows import canary, watches
-from agentloop.workflows.canary import FEEDBACK, LIVE, signals
 from agentloop.workflows.schema import Serve
+from agentloop.workflows.signals import Signals
 
 
 async def until(condition: Any) -> None:
@@ -38,7 +34,10 @@ def test_a_share_of_conversations_goes_to_the_canary_and_stays_there(tmp_path: P
             bundle = one.bundle(1)
             canary.begin(one.archive, "tiny", bundle, reason="test")
             await until(lambda: one.service.health()["canary"] == bundle)
-            got = [(await one.ask(said("hi")))["system_fingerprint"] == bundle for _ in range(200)]
+            got = [
+                (await one.ask(said(f"hi {at}")))["system_fingerprint"] == bundle
+                for at in range(200)
+            ]
             assert 35 <= sum(got) <= 85  # 0.3 of 200, within four deviations
             for name in "abcdefgh":
                 replies = [await one.ask(said("hi"), conversation=name) for _ in range(3)]
@@ -46,15 +45,33 @@ def test_a_share_of_conversations_goes_to_the_canary_and_stays_there(tmp_path: P
             choose = one.service._lineup.choose  # also once it was forgotten, or at another start
             for at in range(20):
                 assert len({choose(f"conversation {at}").bundle for _ in range(5)}) == 1
-            for _ in range(10):  # and without a name, as what it reads like
-                messages, prints = said("hi"), set()
+
+    asyncio.run(main())
+
+
+def test_conversations_that_read_the_same_keep_their_bundle(tmp_path: Path) -> None:
+    """Nobody can tell them apart where both bundles say the same, so they have the same one."""
+
+    async def main() -> None:
+        async with live(tmp_path, serve="canary: 0.5") as one:
+            bundle = one.bundle(1)
+            canary.begin(one.archive, "tiny", bundle, reason="test")
+            await until(lambda: one.service.health()["canary"] == bundle)
+            served = set()
+            for text in (f"echo {letter}" for letter in "abcdefghijkl"):
+                talks: list[Any] = [said(text) for _ in range(4)]
+                prints: list[set[str]] = [set() for _ in talks]
                 for _ in range(3):
-                    reply = await one.ask(messages)
-                    prints.add(reply["system_fingerprint"])
-                    messages += [
-                        {"role": "assistant", "content": text_of(reply)}, *said("more")
-                    ]  # fmt: skip
-                assert len(prints) == 1
+                    for messages, seen in zip(talks, prints, strict=True):
+                        reply = await one.ask(messages)
+                        seen.add(reply["system_fingerprint"])
+                        messages += [
+                            {"role": "assistant", "content": text_of(reply)}, *said("echo on"),
+                        ]  # fmt: skip
+                assert all(len(seen) == 1 for seen in prints)
+                served |= set().union(*prints)
+            assert len(served) == 2
+            assert one.service.health()["conversations"] == 48
 
     asyncio.run(main())
 
@@ -70,10 +87,10 @@ def test_feedback_promotes_or_ends_it(
             bundles = [str(one.service.health()["champion"]), one.bundle(1)]
             canary.begin(one.archive, "tiny", bundles[1], reason="test")
             await until(lambda: one.service.health()["canary"] == bundles[1])
-            for _ in range(200):
+            for at in range(200):
                 if one.service.health()["canary"] is None:
                     break
-                reply = await one.ask(said("hi"), store=True)
+                reply = await one.ask(said(f"hi {at}"), store=True)
                 score = (reply["system_fingerprint"] == bundles[1]) == (good == "canary")
                 await one.send("POST", "/feedback", {"id": reply["id"], "score": int(score)})
             await until(lambda: one.service.health()["canary"] is None)
@@ -91,56 +108,71 @@ def test_feedback_promotes_or_ends_it(
     asyncio.run(main())
 
 
-async def write(
-    archive: Archive, bundle: str, value: float, *, spec: str = FEEDBACK, at: float | None = None,
-    name: str = "",
-) -> None:  # fmt: skip
-    """A live conversation and its signal, without a server."""
-    number = len(archive.log.keys("episode"))
-    [seen] = archive.episodes(Query(purpose="serve", limit=1))
-    episode: Episode = replace(seen, id=name or f"ep-{number:016x}", bundle=bundle, score=None)
-    await archive.add_episodes([episode], scope="tiny")
-    score = Score(value=value, success=value >= 1, source=spec)
-    real = Log.append_async
+@pytest.mark.parametrize("asked", [{}, {"tools": [TOOL]}])
+def test_a_canary_that_only_fails_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Any
+) -> None:
+    """Nobody gives feedback for an answer that never came."""
+    monkeypatch.setattr(watches, "JUDGE", 0.1)
 
-    async def dated(log: Log, drafts: Any, **more: Any) -> Any:
-        return await real(log, [replace(draft, at=at) for draft in drafts], **more)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Log, "append_async", dated)
-        await archive.add_scores([(episode.id, score)], spec, scope="tiny")
-
-
-def test_a_conversation_counts_once_with_what_settled_it(tmp_path: Path) -> None:
     async def main() -> None:
-        async with live(tmp_path) as one:
-            await one.ask(said("hi"), store=True)
-            old, new = str(one.service.health()["champion"]), one.bundle(1)
-            await write(one.archive, new, 1.0)  # before it was the canary
-            canary.begin(one.archive, "tiny", new, reason="test")
-            found = canary.running(one.archive, "tiny")
-            assert found is not None and (found.bundle, found.champion) == (new, old)
-            archive = one.archive
-            await write(archive, old, 0.1, at=10.0)
-            await write(archive, old, 0.9, at=99.0, name="ep-00000000000000a0")
-            await write(archive, old, 0.2, at=500.0, name="ep-00000000000000a0")  # too late
-            await write(archive, new, 0.3, spec=LIVE, at=20.0, name="ep-00000000000000b0")
-            await write(archive, new, 0.4, at=50.0, name="ep-00000000000000b0")  # in time
-            await write(archive, new, 0.5, spec=LIVE, at=30.0)  # nobody says anything
-            await write(archive, one.bundle(2), 0.6, at=40.0)  # of neither
-            await write(archive, old, 0.7, spec="another", at=40.0)
-            seen = signals(archive, "tiny", found, 100.0, now=129.0)
-            assert seen == [("champion", 0.1), ("canary", 0.4), ("champion", 0.9)]
-            seen = signals(archive, "tiny", found, 100.0, now=600.0)
-            assert seen == [
-                ("champion", 0.1), ("canary", 0.4), ("champion", 0.9), ("canary", 0.5)
-            ]  # fmt: skip
+        async with live(tmp_path, serve="canary: 0.5", idle=0.2) as one:
+            champion, bundle = str(one.service.health()["champion"]), one.bundle(1)
+            complete = one.bench.model.complete
+
+            async def broken(request: Any) -> Any:
+                if "MARK-1" in request.messages[0].content:
+                    raise ModelError("no such adapter", reason="model_error")
+                return await complete(request)
+
+            one.bench.model.complete = broken  # type: ignore[method-assign]
+            canary.begin(one.archive, "tiny", bundle, reason="test")
+            await until(lambda: one.service.health()["canary"] == bundle)
+            for at in range(200):
+                if one.service.health()["canary"] is None:
+                    break
+                body = {"messages": said(f"hi {at}"), "store": True, **asked}
+                status, reply = await one.send("POST", "/v1/chat/completions", body)
+                if status == 200:
+                    assert reply["system_fingerprint"] == champion
+                    await one.send("POST", "/feedback", {"id": reply["id"], "score": 1})
+            await until(lambda: one.service.health()["canary"] is None)
+            [decision] = canary.decisions(one.archive, "tiny")
+            assert decision["action"] == "roll back" and decision["reason"].startswith("worse")
+            assert decision["canary_mean"] == 0 and decision["champion_mean"] == 1
 
     asyncio.run(main())
 
 
-def test_an_action_is_about_the_bundles_that_were_judged(tmp_path: Path) -> None:
+def test_a_conversation_from_before_the_canary_does_not_count(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with live(tmp_path, serve="canary: 0.5") as one:
+            old = said("hi")
+            reply = await one.ask(old, store=True)
+            bundle = one.bundle(1)
+            canary.begin(one.archive, "tiny", bundle, reason="test")
+            await until(lambda: one.service.health()["canary"] == bundle)
+            old += [{"role": "assistant", "content": text_of(reply)}, *said("more")]
+            for messages in (old, said("hi")):
+                reply = await one.ask(messages, store=True)
+                await one.send("POST", "/feedback", {"id": reply["id"], "score": 1})
+            found = canary.running(one.archive, "tiny")
+            assert found is not None
+            signals = Signals(one.archive, "tiny", 0.0).of(found)
+            side = "canary" if reply["system_fingerprint"] == bundle else "champion"
+            assert signals == [(side, 1.0)]
+
+    asyncio.run(main())
+
+
+GOOD = judge([("champion", 0.0), ("canary", 1.0)] * 20)
+
+
+def test_an_action_is_about_the_bundles_that_were_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stale watcher, a lost race and a crash half-way change nothing that they should not."""
+    assert GOOD.action == "promote"
 
     async def main() -> None:
         async with live(tmp_path) as one:
@@ -149,27 +181,76 @@ def test_an_action_is_about_the_bundles_that_were_judged(tmp_path: Path) -> None
             canary.begin(archive, "tiny", new, reason="test")
             found = canary.running(archive, "tiny")
             assert found is not None
-            good = judge([("champion", 0.0), ("canary", 1.0)] * 20)
-            assert good.action == "promote"
             one.promote(other)  # by hand, meanwhile
-            canary.act(archive, "tiny", found, good)
+            canary.act(archive, "tiny", found, GOOD)
             assert archive.alias(alias).bundle == other  # type: ignore[union-attr]
             assert not canary.decisions(archive, "tiny")
             found = canary.running(archive, "tiny")
             assert found is not None and found.champion == other
-            token = archive.log.lease("canary/tiny", "somebody", 60)
-            with pytest.raises(StoreError, match="held by somebody"):
-                canary.act(archive, "tiny", found, good)
-            archive.log.release("canary/tiny", token)
-            retire = archive.retire
-            archive.retire = lambda *a, **k: (_ for _ in ()).throw(StoreError("power cut"))  # type: ignore[method-assign]
-            with pytest.raises(StoreError, match="power cut"):
-                canary.act(archive, "tiny", found, good)
-            archive.retire = retire  # type: ignore[method-assign]
+            for fails in range(1, 4):  # a crash after so many writes
+                with monkeypatch.context() as patch:
+                    patch.setattr(archive.log, "append", failing(archive.log.append, fails))
+                    try:
+                        canary.act(archive, "tiny", found, GOOD)
+                    except StoreError:
+                        assert archive.alias(alias).bundle == other  # type: ignore[union-attr]
+                        assert canary.running(archive, "tiny") == found
+                        assert not canary.decisions(archive, "tiny")
+            canary.act(archive, "tiny", found, GOOD)
             assert archive.alias(alias).bundle == new  # type: ignore[union-attr]
-            assert canary.running(archive, "tiny") is None
+            assert archive.alias("tiny/canary") is None
             assert canary.decide(archive, "tiny", Serve()) is None
             assert len(canary.decisions(archive, "tiny")) == 1
+            archive.rollback(alias)
+            assert canary.running(archive, "tiny") is None
+
+    asyncio.run(main())
+
+
+def failing(append: Any, at: int) -> Any:
+    """As `append`, and a power cut instead of the call of that number."""
+    calls = 0
+
+    def cut(*given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise StoreError("power cut")
+        return append(*given, **named)
+
+    return cut
+
+
+def test_what_a_person_moves_at_this_moment_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with live(tmp_path) as one:
+            archive, new, other = one.archive, one.bundle(1), one.bundle(2)
+            canary.begin(archive, "tiny", new, reason="test")
+            found = canary.running(archive, "tiny")
+            assert found is not None
+            with monkeypatch.context() as patch:
+                patch.setattr(canary, "running", lambda *_: found)  # looked just before
+                one.promote(other)
+                with pytest.raises(StoreError, match="moved by another process"):
+                    canary.act(archive, "tiny", found, GOOD)
+            assert archive.alias("tiny/champion").bundle == other  # type: ignore[union-attr]
+
+    asyncio.run(main())
+
+
+def test_a_canary_that_was_promoted_by_hand_is_over(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with live(tmp_path) as one:
+            archive, new = one.archive, one.bundle(1)
+            canary.begin(archive, "tiny", new, reason="test")
+            one.promote(new)
+            assert canary.decide(archive, "tiny", Serve()) is None
+            assert archive.alias("tiny/canary") is None
+            archive.rollback("tiny/champion")
+            assert canary.running(archive, "tiny") is None
+            assert canary.decide(archive, "tiny", Serve()) is None
 
     asyncio.run(main())
 
@@ -227,3 +308,9 @@ def test_a_cycles_promotion_goes_to_the_canary_first_if_the_workflow_says_so(
         found = canary.running(archive, "tiny")
         assert found is not None and found.bundle == report["bundle"] != found.champion
         assert len(archive.alias_history("tiny/champion")) == 1
+    assert run(["cycle", workflow, *options, "--again"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["state"] == "kept" and report["bundle"] == found.champion
+    assert f"left out: {found.bundle} is the canary" in report["heldout"]["reason"]
+    with Archive(Path(home)) as archive:
+        assert canary.running(archive, "tiny") == found

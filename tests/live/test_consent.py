@@ -129,3 +129,22 @@ def test_a_client_that_goes_away_is_logged_only_with_consent(tmp_path: Path) -> 
             assert len(await one.episodes(1)) == 1
 
     asyncio.run(main())
+
+
+def test_a_fault_of_ours_does_not_quote_a_conversation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with live(tmp_path) as one:
+
+            def quotes(*_: Any) -> None:
+                raise KeyError(f"unexpected {PLANTED}")
+
+            one.service._conversations.find = quotes  # type: ignore[method-assign,assignment]
+            body = {"messages": said(PLANTED)}
+            status, told = await one.send("POST", "/v1/chat/completions", body)
+            assert status == 500 and PLANTED not in str(told)
+
+    asyncio.run(main())
+    assert "KeyError" in caplog.text and "in quotes" in caplog.text
+    assert f"unexpected {PLANTED}" not in caplog.text

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from live_fixtures import TOOL, live, said
 
+from agentloop.records import Episode, Score
 from agentloop.store.query import Query
-from agentloop.workflows.canary import FEEDBACK, LIVE
+from agentloop.workflows import kept
+from agentloop.workflows.signals import FEEDBACK, LIVE
 
 GRADER = """\
 
@@ -116,3 +120,23 @@ def test_the_workflows_live_reward_scores_what_was_logged(tmp_path: Path) -> Non
             assert len(list(one.archive.read(Query(kinds=("score",))))) == 1
 
     asyncio.run(main())
+
+
+def test_a_live_reward_that_is_cut_off_by_the_end_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "ENDING", 0.2)
+
+    class Slow:
+        async def score(self, episodes: Sequence[Episode]) -> list[Score]:
+            await asyncio.sleep(60)
+            return []
+
+    async def main() -> list[str]:
+        async with live(tmp_path) as one:
+            one.service._kept._reward = Slow()
+            await one.ask(said("hi"), store=True)
+        return one.lines
+
+    [line] = asyncio.run(main())
+    assert "no score: the server stops" in line

@@ -16,6 +16,7 @@ from agentloop.datasets.rows import sft_rows
 from agentloop.errors import StoreError
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
+from agentloop.workflows import outside
 
 ASK = {"messages": said("Multiply 11 by 61.")}
 
@@ -180,6 +181,72 @@ def test_a_call_after_silence_begins_another_while_the_first_is_being_logged(
             assert [e.usage.calls for e in await one.episodes(2)] == [1, 1]
 
     asyncio.run(main())
+
+
+def test_only_the_models_time_counts_for_an_agent_that_runs_elsewhere(tmp_path: Path) -> None:
+    yaml = tiny_workflow.YAML.replace("seconds: 60", "seconds: 1")
+
+    async def main() -> None:
+        async with live(
+            tmp_path, serve="consent: always", yaml=yaml, parts=tiny_workflow.PARTS, idle=1.5
+        ) as one:
+            await ask(one, "a")
+            await asyncio.sleep(1.2)  # its own tools take their time
+            assert (await ask(one, "a"))[0] == 200
+            [episode] = await one.episodes(1)
+            assert episode.failure is None and episode.usage.calls == 2
+            complete = one.bench.model.complete
+
+            async def slow(request: Any) -> Any:
+                await asyncio.sleep(0.7)
+                return await complete(request)
+
+            one.bench.model.complete = slow  # type: ignore[method-assign]
+            assert (await ask(one, "b"))[0] == 200
+            assert (await ask(one, "b"))[0] == 410
+            episode = (await one.episodes(2))[1]
+            assert episode.failure is not None and episode.failure.reason == "time_limit"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("failures", [2, 99])
+def test_a_full_disk_is_waited_for_and_then_the_server_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    monkeypatch.setattr(outside, "AGAIN", (0.2, 0.2, 0.2))
+
+    async def main() -> None:
+        async with desk(tmp_path, idle=0.2) as one:
+            add, left = one.archive.add_episodes, failures
+
+            async def full(*given: Any, **named: Any) -> None:
+                nonlocal left
+                left -= 1
+                if left >= 0:
+                    raise StoreError("disk full")
+                await add(*given, **named)
+
+            one.archive.add_episodes = full  # type: ignore[method-assign]
+            await ask(one, "a")
+            while one.service.health()["status"] == "ok":
+                await asyncio.sleep(0.01)
+            assert not one.service.broken.done()
+            assert (await ask(one, "b", {**ASK, "store": False}))[0] == 200  # it goes on serving
+            [line] = one.lines
+            assert "cannot be logged: disk full" in line
+            if failures == 99:
+                await asyncio.wait((one.service.broken,), timeout=5)
+                assert one.service.broken.done()
+                return
+            [episode] = await one.episodes(1)
+            assert episode.usage.calls == 1 and one.service.health()["status"] == "ok"
+
+    if failures == 99:
+        with pytest.raises(StoreError, match="disk full"):
+            asyncio.run(main())
+    else:
+        asyncio.run(main())
 
 
 def test_a_session_that_cannot_be_logged_at_the_end_is_an_error(tmp_path: Path) -> None:

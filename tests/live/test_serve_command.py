@@ -21,6 +21,8 @@ import pytest
 import tiny_workflow
 
 from agentloop.cli import run
+from agentloop.cli.serve import _tell
+from agentloop.records import Episode, Task
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
 
@@ -161,6 +163,18 @@ def test_a_mistake_is_one_sentence(
     said = capsys.readouterr().err
     assert why in said and "Traceback" not in said
     assert not (tmp_path / "home").exists()
+
+
+def test_the_name_of_a_session_that_did_not_agree_is_not_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    episode = Episode(
+        id="ep-1", task=Task(id="t", prompt="?"), bundle="b", purpose="serve", run="r", seed=0
+    )
+    _tell("about my health", episode, logged=False)
+    assert "health" not in (said := capsys.readouterr().err) and "not logged" in said
+    _tell("agreed", episode, logged=True)
+    assert "agreed: ended" in capsys.readouterr().err
 
 
 def test_a_long_start_can_be_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,6 +174,58 @@ def test_a_bundle_that_cannot_be_loaded_changes_nothing(
     asyncio.run(main())
 
 
+def test_a_canary_is_over_even_when_the_next_cannot_be_loaded(tmp_path: Path) -> None:
+    def load(name: str) -> None:
+        if name == bad:
+            raise ServerError("the adapter is damaged")
+
+    bad = ""
+
+    async def main() -> None:
+        nonlocal bad
+        async with live(tmp_path, server=ModelServer(load)) as one:
+            first, bad = one.bundle(1), one.policy("c" * 64)
+            for bundle, status, serving in (
+                (first, "ok", first), (one.bundle(2, bad), "degraded", None), (first, "ok", first),
+            ):  # fmt: skip
+                one.promote(bundle, "canary")
+                while True:
+                    health = one.service.health()
+                    if (health["status"], health["canary"]) == (status, serving):
+                        break
+                    await asyncio.sleep(0.02)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_policy_that_could_not_be_unloaded_is_let_go_of_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watches, "LOOK", 0.02)
+    stuck = True
+
+    class Stuck(ModelServer):
+        async def unload_policy(self, name: str) -> None:
+            if stuck:
+                raise ServerError("the model server does not answer")
+            await super().unload_policy(name)
+
+    async def main() -> None:
+        nonlocal stuck
+        server = Stuck()
+        async with live(tmp_path, server=server) as one:
+            policies = [one.policy(letter * 64) for letter in "abc"]
+            for number, policy in enumerate(policies):
+                one.promote(one.bundle(number, policy))
+                await champion_is(one, str(one.archive.alias("tiny/champion").bundle))  # type: ignore[union-attr]
+            assert server.loaded == set(policies)
+            stuck = False
+            while server.loaded != {policies[-1]}:
+                await asyncio.sleep(0.02)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
 def test_a_champion_that_cannot_be_loaded_is_told_at_the_start(tmp_path: Path) -> None:
     def load(name: str) -> None:
         raise ServerError("the adapter is damaged")

@@ -128,9 +128,12 @@ def test_names_cannot_leave_the_root(tmp_path: Path) -> None:
         policies.path("policy-0000000000000000")
 
 
+WIDTHS = {"F64": 8, "C64": 8, "I64": 8, "F32": 4, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1}
+
+
 def tensor(name: str, kind: str, data: bytes) -> bytes:
     """A safetensors file of one tensor."""
-    shape = [len(data) // {"F64": 8, "F32": 4, "I64": 8}.get(kind, 2)]
+    shape = [len(data) // WIDTHS.get(kind, 2)]
     about = {"dtype": kind, "shape": shape, "data_offsets": [0, len(data)]}
     text = json.dumps({"__metadata__": {"format": "pt"}, name: about}).encode()
     return struct.pack("<Q", len(text)) + text + data
@@ -143,6 +146,10 @@ def tensor(name: str, kind: str, data: bytes) -> bytes:
         ("F64", struct.pack("<2d", 1, -1e300), struct.pack("<2d", float("-inf"), 1)),
         ("F16", struct.pack("<2e", 6e4, 1), struct.pack("<2e", float("inf"), 1)),
         ("BF16", b"\x80\x3f\x7f\x7f", b"\x80\x3f\xc0\x7f"),
+        ("F8_E5M2", b"\x7b\xfb\x00", b"\x00\xfc\x00"),
+        ("F8_E4M3", b"\x7e\xfe\x78", b"\x00\xff\x00"),
+        ("F8_E8M0", b"\xfe\x00\x7f", b"\x00\x00\xff"),
+        ("C64", struct.pack("<2f", 1, 2), struct.pack("<2f", 1, float("nan"))),
         ("I64", b"\xff" * 8, None),
     ],
 )
@@ -157,12 +164,30 @@ def test_weights_that_are_no_numbers_are_not_admitted(
     assert len(policies.names()) == 1
 
 
-def test_what_is_no_tensor_hides_no_bad_weight(tmp_path: Path) -> None:
-    header = {"a": 3, "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
-    text = json.dumps(header).encode()
+NAN = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        3, [], {"dtype": ["F32"]}, {"dtype": "F32"}, {"dtype": "F32", "data_offsets": [0]},
+        {"dtype": "F32", "data_offsets": [-9, 4]}, {"dtype": "F32", "data_offsets": [0.5, 4]},
+        {"dtype": "F32", "data_offsets": [10**30, 10**31]},
+        {"dtype": "F32", "data_offsets": [1, 10**18]}, {"dtype": "F64", "data_offsets": [0, 3]},
+    ],
+)  # fmt: skip
+def test_what_is_no_tensor_hides_no_bad_weight(tmp_path: Path, other: object) -> None:
     file = tmp_path / "weights.safetensors"
-    file.write_bytes(struct.pack("<Q", len(text)) + text + struct.pack("<f", float("nan")))
-    with pytest.raises(PolicyError, match="`b`"):
+    for header in ({"a": other, "b": NAN}, {"a": other, "b": other, "c": NAN}):
+        text = json.dumps(header).encode()
+        file.write_bytes(struct.pack("<Q", len(text)) + text + struct.pack("<f", float("nan")))
+        with pytest.raises(PolicyError, match="`[bc]`"):
+            check_finite(file)
+
+
+@pytest.mark.parametrize("text", [b"[]", b"\xff", b"{", b"[" * 100_000, b"7"])
+def test_what_is_no_header_is_left_to_the_server(tmp_path: Path, text: bytes) -> None:
+    file = tmp_path / "weights.safetensors"
+    for length in (len(text), 2**63, 0):
+        file.write_bytes(struct.pack("<Q", length) + text)
         check_finite(file)
-    file.write_bytes(struct.pack("<Q", 2) + b"[]")
-    check_finite(file)  # no weights at all: for the server to refuse
