@@ -146,8 +146,8 @@ async def step(
 
 def record(kit: Kit, decision: Decision, fence: Fences) -> Decision:
     """Every verdict into the log, and the promotion with it; a holder that lost a lease
-    writes neither, and a champion that was moved meanwhile stays. The decision as it was carried out: what
-    has to wait for a canary is not passed, and its reason says so."""
+    writes neither, and a champion that was moved meanwhile stays. The decision as it was carried
+    out: what has to wait for a canary is not passed, and its reason says so."""
     archive, final = kit.bench.archive, decision.final
     for verdict in decision.verdicts:
         archive.add_verdict(verdict, kit.cycle_id, scope=kit.name, fence=fence)

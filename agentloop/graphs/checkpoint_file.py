@@ -11,7 +11,6 @@ torn frame and all after it are dropped), and a run goes on from an earlier step
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import struct
@@ -25,6 +24,7 @@ import ormsgpack
 
 from agentloop.errors import StoreError
 from agentloop.graphs.checkpoint_redact import redacted
+from agentloop.graphs.shared_file import SharedFile
 from agentloop.trajectories.redact import Redactor
 
 FORMAT = 1
@@ -69,7 +69,7 @@ class ThreadFile:
     def __init__(self, path: Path, thread: str, redact: Redactor | None) -> None:
         """`redact` sees all that is stored, first."""
         self.path, self.thread, self._redact = path, thread, redact
-        self._file: int | None = None
+        self._file = SharedFile(path)
         self._forget()
 
     def _forget(self) -> None:
@@ -138,11 +138,15 @@ class ThreadFile:
     def _word(self, text: str) -> int:
         return self.chunk(ormsgpack.packb(text))
 
+    def close(self) -> None:
+        """Give up the open file; idempotent. It is opened again when it is written to."""
+        self._file.close()
+
     @contextmanager
     def writing(self) -> Iterator[ThreadFile]:
         """Append what is added within, all of it or nothing. Raises `StoreError`."""
         try:
-            file, size = self._locked()
+            file, size = self._file.lock()
             if size != self._size:
                 self._load(file)
                 os.ftruncate(file, self._size)
@@ -150,36 +154,15 @@ class ThreadFile:
                 self._frame(_HEADER, [FORMAT, self.thread])
             yield self
             self._append(file)
-            fcntl.flock(file, fcntl.LOCK_UN)
+            self._file.unlock()
         except BaseException as error:
-            self.close()
+            self._file.close()
             self._size = -1  # memory may be ahead of the file: read it again
             if isinstance(error, OSError):
                 raise StoreError(
                     f"the checkpoint `{self.path}` cannot be written: {error}"
                 ) from error
             raise
-
-    def _locked(self) -> tuple[int, int]:
-        """The file, locked for writing, and its size. It stays open between steps: opening costs
-        more than writing."""
-        while True:
-            if self._file is None:
-                self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            found = os.fstat(self._file)
-            if found.st_nlink:
-                return self._file, found.st_size
-            self.close()  # somebody removed it
-
-    def close(self) -> None:
-        """Let go of the file; idempotent. It is opened again when it is written to."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def __del__(self) -> None:
-        self.close()
 
     def _append(self, file: int) -> None:
         data, self._frames = b"".join(self._frames), []
@@ -209,7 +192,7 @@ class ThreadFile:
             self.path.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"the checkpoint `{self.path}` cannot be removed: {error}") from error
-        self.close()
+        self._file.close()
         self._forget()
 
     def _load(self, file: int) -> None:

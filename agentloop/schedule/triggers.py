@@ -18,7 +18,7 @@ from agentloop.records import content_id
 from agentloop.store.exchange import foreign
 from agentloop.store.log import Log
 from agentloop.store.query import Entry, Query
-from agentloop.workflows.canary import FEEDBACK, LIVE
+from agentloop.workflows.signals import FEEDBACK, LIVE
 
 LATEST = 2000
 """So many episodes of use are looked at for a drift."""

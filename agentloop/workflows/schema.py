@@ -146,6 +146,8 @@ class Schedule(_Strict):
         if self.cron and self.every:
             raise ValueError("`cron` and `every` are two clocks; give one of them")
         return self
+
+
 class Serve(_Strict):
     """What `agentloop serve` does with conversations, and how a new bundle gets to them."""
 
