@@ -134,6 +134,15 @@ def test_feedback_counts_at_once_and_a_live_reward_when_none_came(book: Book) ->
     assert len(book.signals()) == 3
 
 
+def test_feedback_has_its_time_also_when_the_clock_is_set_back(book: Book) -> None:
+    episode = book.turn("a", "canary", at=1000.0)
+    book.say(episode, 0.1, spec=LIVE, at=0.0)
+    book.turn("b", at=1050.0)
+    assert book.signals() == []
+    book.say(episode, 0.9, at=1060.0)
+    assert book.signals() == [("canary", 0.9)]
+
+
 def test_feedback_for_an_open_conversation_settles_it_when_it_is_logged(book: Book) -> None:
     late = book.episode("a")
     book.say(late.key, 0.2)
