@@ -217,8 +217,9 @@ def test_the_default_measure_is_one_cycle_continued_where_it_stopped(folder: Pat
     text = text.replace(',\n     use: "./measure.py:measure"', "", 1)
     (folder / "workflow.yaml").write_text(text.replace("seeds: [1, 2, 3]", "seeds: [1]"))
     high, _ = run_checks("tiny", Workspace.find(), tier="unit")
-    assert high.values == {"1": 0.5}
+    assert 0.4 < high.values["1"] < 0.6  # over the pairs that the gate stopped after
     seconds = Results.read(folder).runs["cycle||1"]["metrics"]["seconds"]
     (folder / "results.json").unlink()
-    run_checks("tiny", Workspace.find(), tier="unit")  # the finished cycle is found in its home
+    # the finished cycle is found in its home
+    assert run_checks("tiny", Workspace.find(), tier="unit")[0].values == high.values
     assert Results.read(folder).runs["cycle||1"]["metrics"]["seconds"] == seconds
