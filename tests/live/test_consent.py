@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,11 @@ def test_a_client_that_goes_away_is_logged_only_with_consent(tmp_path: Path) -> 
 
 
 def test_a_fault_of_ours_does_not_quote_a_conversation(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Another test's logging configuration may have switched it off.
+    monkeypatch.setattr(logging.getLogger("agentloop.gateway.http"), "disabled", False)
+
     async def main() -> None:
         async with live(tmp_path) as one:
 

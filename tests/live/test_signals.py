@@ -24,6 +24,7 @@ from agentloop.records import (
     Score,
     Setup,
     Task,
+    attempt_of,
 )
 from agentloop.store.archive import Archive
 from agentloop.store.exchange import export, load
@@ -35,6 +36,14 @@ from agentloop.workflows.schema import Serve
 from agentloop.workflows.signals import FEEDBACK, LIVE, Canary, Signals
 
 PATIENCE = 100.0
+
+
+def setup(subject: str, **more: Any) -> Setup:
+    """What a rollout of nothing in particular ran with."""
+    return Setup(
+        graph="g", shape="s", tools={}, system="", sampling=Sampling(), limits=Limits(),
+        subject=subject, **more,
+    )  # fmt: skip
 
 
 @dataclass
@@ -67,7 +76,8 @@ class Book:
             id=f"ep-{self.rows:016x}", bundle=bundle, purpose="serve", run="run-own", seed=0,
             task=Task(id=task_of(conversation, turn), prompt="?", data=data),
         )  # fmt: skip
-        made = replace(made, **more)
+        made = replace(made, **{"setup": setup(made.id), **more})
+        made = replace(made, id=attempt_of(made).id)  # else no other home would take it
         return Draft(kind="episode", key=made.id, body=to_json(made), scope="w", at=at)
 
     def score(self, episode: str, value: float, *, spec: str = FEEDBACK, at: float = 0.0) -> Draft:
@@ -170,12 +180,8 @@ def test_only_conversations_that_could_have_got_either_count(book: Book) -> None
     other = book.archive.put(Bundle(instruction="another"))
     before = Task(id=task_of("a", 2), prompt="?")
     earlier = replace(before, data={"champion": other, "canary": book.bundle})
-    setup = Setup(
-        graph="g", shape="s", tools={}, system="", sampling=Sampling(), limits=Limits(),
-        parent="ep-1",
-    )  # fmt: skip
     wrong: list[dict[str, Any]] = [
-        {"task": before}, {"task": earlier}, {"side": other}, {"setup": setup},
+        {"task": before}, {"task": earlier}, {"side": other}, {"setup": setup("x", parent="ep-1")},
         {"purpose": "eval"},
     ]  # fmt: skip
     for number, more in enumerate(wrong):
@@ -203,8 +209,8 @@ def test_an_imported_file_decides_nothing(book: Book, tmp_path: Path) -> None:
         theirs = replace(new_book(archive), rows=1000)
         for number in range(40):
             side = "canary" if number % 2 else "champion"
-            episode = theirs.turn(f"x{number}", side, run="run-theirs", at=1e12)
-            theirs.say(episode, float(number % 2), at=1e12)
+            episode = theirs.turn(f"x{number}", side, run="run-theirs", at=1e10)
+            theirs.say(episode, float(number % 2), at=1e10)
         export(archive.log, tmp_path / "their.jsonl")
     done = load(book.archive.log, tmp_path / "their.jsonl")
     assert done.new >= 80
