@@ -25,13 +25,13 @@ from agentloop.errors import (
 )
 from agentloop.lanes import heldout
 from agentloop.lanes.decide import Decision, Judge
+from agentloop.live import canary
 from agentloop.records import Json, Proposal, content_id
 from agentloop.store.archive import Archive
 from agentloop.store.exchange import foreign
 from agentloop.store.held import leased
 from agentloop.store.query import Fence, Fences
 from agentloop.trajectories.codec import from_json, to_json
-from agentloop.workflows import canary
 from agentloop.workflows.assemble import Kit
 from agentloop.workflows.report import Cost, Report, make_report
 

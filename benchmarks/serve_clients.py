@@ -22,11 +22,11 @@ from typing import Any
 import aiohttp
 
 from agentloop.gateway.front import Front
+from agentloop.live.serving import Service
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
 from agentloop.workflows.assemble import Options, assemble
 from agentloop.workflows.load import load
-from agentloop.workflows.serving import Service
 from agentloop.workspace import Workspace
 from benchmarks.harness import spent
 

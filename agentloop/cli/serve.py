@@ -48,9 +48,9 @@ def serve(
 
 async def _serve(session: Session, host: str, port: int, idle: float) -> None:
     from agentloop.gateway.front import Front
+    from agentloop.live.serving import Service
     from agentloop.records import content_id
     from agentloop.workflows.assemble import Options, assemble
-    from agentloop.workflows.serving import Service
 
     loaded = session.loaded
     session.run_id = content_id("run", loaded.name, "serve", time.time_ns())
@@ -119,8 +119,8 @@ def canary(
     dry_run: opt.DryRun = False, settings: opt.Settings = None,
 ) -> int:  # fmt: skip
     """Give a bundle a share of conversations, end that, or see how it stands."""
+    from agentloop.live import canary as canaries
     from agentloop.records import Bundle
-    from agentloop.workflows import canary as canaries
     from agentloop.workflows.assemble import canary_of
     from agentloop.workflows.load import load
     from agentloop.workspace import Workspace

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentloop.gates.betting import wealth
+from agentloop.live.signals import FEEDBACK, LIVE
 from agentloop.records import content_id
 from agentloop.store.exchange import foreign
 from agentloop.store.log import Log
 from agentloop.store.query import Entry, Query
-from agentloop.workflows.signals import FEEDBACK, LIVE
 
 LATEST = 2000
 """So many episodes of use are looked at for a drift."""

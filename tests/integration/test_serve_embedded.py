@@ -20,12 +20,12 @@ from local_server import make_adapter, smollm2
 from agentloop.files import sha256_of
 from agentloop.gateway.front import Front
 from agentloop.lanes.bench import Bench
+from agentloop.live.serving import Service
 from agentloop.records import Bundle, Instruction, TrainingResult
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
 from agentloop.workflows.assemble import Options, assemble
 from agentloop.workflows.load import load
-from agentloop.workflows.serving import Service
 from agentloop.workspace import Workspace
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

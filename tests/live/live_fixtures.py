@@ -20,6 +20,7 @@ import tiny_workflow
 
 from agentloop.gateway.front import Front
 from agentloop.lanes.bench import Bench
+from agentloop.live.serving import Service
 from agentloop.policies.registry import Policies
 from agentloop.ports import Server
 from agentloop.records import Bundle, Endpoint, Episode, Instruction, Policy
@@ -27,7 +28,6 @@ from agentloop.store.archive import Archive
 from agentloop.store.query import Query
 from agentloop.workflows.assemble import Options, alias_of, assemble
 from agentloop.workflows.load import load
-from agentloop.workflows.serving import Service
 from agentloop.workspace import Workspace
 
 YAML = """\

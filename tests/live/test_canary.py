@@ -14,10 +14,10 @@ from live_fixtures import TOOL, live, said, text_of
 from agentloop.cli import run
 from agentloop.errors import ModelError, StoreError, UsageError
 from agentloop.gates.live import judge
+from agentloop.live import canary, watches
+from agentloop.live.signals import Signals
 from agentloop.store.archive import Archive
-from agentloop.workflows import canary, watches
 from agentloop.workflows.schema import Serve
-from agentloop.workflows.signals import Signals
 
 
 async def until(condition: Any) -> None:

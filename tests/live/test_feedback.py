@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from live_fixtures import TOOL, live, said
 
+from agentloop.live import kept
+from agentloop.live.signals import FEEDBACK, LIVE
 from agentloop.records import Episode, Score
 from agentloop.store.query import Query
-from agentloop.workflows import kept
-from agentloop.workflows.signals import FEEDBACK, LIVE
 
 GRADER = """\
 

@@ -14,9 +14,9 @@ from live_fixtures import Live, live, said
 
 from agentloop.datasets.rows import sft_rows
 from agentloop.errors import StoreError
+from agentloop.live import outside
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
-from agentloop.workflows import outside
 
 ASK = {"messages": said("Multiply 11 by 61.")}
 

@@ -14,9 +14,9 @@ from live_fixtures import TOOL, live, said
 from agentloop.errors import ModelError, UsageError
 from agentloop.gateway.front import BUNDLE, Front
 from agentloop.gateway.http import loopback
+from agentloop.live.conversations import digest
 from agentloop.records import Message
 from agentloop.store.query import Query
-from agentloop.workflows.conversations import digest
 
 
 async def text_of(stream: Any) -> tuple[str, set[str | None], set[str]]:

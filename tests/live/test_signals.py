@@ -13,6 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentloop.gates.live import Side, judge
+from agentloop.live import canary
+from agentloop.live.conversations import conversation_of, new_name, task_of, unit
+from agentloop.live.signals import FEEDBACK, LIVE, Canary, Signals
 from agentloop.records import (
     Bundle,
     Episode,
@@ -30,10 +33,7 @@ from agentloop.store.archive import Archive
 from agentloop.store.exchange import export, load
 from agentloop.store.query import Draft, Query
 from agentloop.trajectories.codec import to_json
-from agentloop.workflows import canary
-from agentloop.workflows.conversations import conversation_of, new_name, task_of, unit
 from agentloop.workflows.schema import Serve
-from agentloop.workflows.signals import FEEDBACK, LIVE, Canary, Signals
 
 PATIENCE = 100.0
 

@@ -14,7 +14,7 @@ import pytest
 from live_fixtures import TOOL, Live, ModelServer, live, said, text_of
 
 from agentloop.errors import ServerError
-from agentloop.workflows import lineup, watches
+from agentloop.live import lineup, watches
 
 
 async def champion_is(one: Live, bundle: str, seconds: float = 10) -> None:

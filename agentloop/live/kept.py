@@ -20,12 +20,12 @@ from agentloop.errors import AgentLoopError, StoreError
 from agentloop.graphs.program import Drive, program_graph
 from agentloop.graphs.run import Batch
 from agentloop.lanes.bench import Bench
+from agentloop.live.lineup import Say
+from agentloop.live.signals import FEEDBACK, LIVE, OTHERS
 from agentloop.ports import Reward
 from agentloop.records import Attempt, Episode, Score
 from agentloop.rewards.grading import SUCCESS
 from agentloop.store.query import Query
-from agentloop.workflows.lineup import Say
-from agentloop.workflows.signals import FEEDBACK, LIVE, OTHERS
 
 ENDING = 1.5
 """Seconds that rollouts have to end and be logged in when the server stops, and as many when they

@@ -22,10 +22,10 @@ from agentloop.errors import (
 )
 from agentloop.gateway.front import Answer
 from agentloop.gateway.server import Session
+from agentloop.live.conversations import Conversation
+from agentloop.live.kept import AGAIN, Kept
 from agentloop.ports import Model
 from agentloop.records import Attempt, Episode, Failure, Request
-from agentloop.workflows.conversations import Conversation
-from agentloop.workflows.kept import AGAIN, Kept
 
 
 @dataclass(eq=False)

@@ -15,11 +15,11 @@ from dataclasses import replace
 from typing import Any
 
 from agentloop.gates.live import Side
+from agentloop.live.conversations import conversation_of, unit
 from agentloop.records import Json, record
 from agentloop.store.archive import Archive
 from agentloop.store.exchange import foreign
 from agentloop.store.query import Entry, Query
-from agentloop.workflows.conversations import conversation_of, unit
 
 FEEDBACK = "feedback"
 """The reward spec of what clients say."""

@@ -12,13 +12,13 @@ from typing import Any
 
 from agentloop.errors import UsageError
 from agentloop.gates.live import Standing, judge
+from agentloop.live.signals import Canary, Signals
 from agentloop.records import Bundle, Json, record
 from agentloop.store.archive import Archive
 from agentloop.store.query import Draft, Fences, Query
 from agentloop.store.versions import following
 from agentloop.workflows.assemble import alias_of, canary_of
 from agentloop.workflows.schema import Serve
-from agentloop.workflows.signals import Canary, Signals
 
 DECISION = "canary"
 """The kind of the log's rows that hold a decision."""

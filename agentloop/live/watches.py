@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable
 
 from agentloop.errors import AgentLoopError
 from agentloop.lanes.bench import Bench
-from agentloop.workflows import canary
-from agentloop.workflows.lineup import Lineup, Say
+from agentloop.live import canary
+from agentloop.live.lineup import Lineup, Say
+from agentloop.live.signals import Signals
 from agentloop.workflows.schema import Serve
-from agentloop.workflows.signals import Signals
 
 LOOK = 0.5
 """Seconds between two looks at the aliases (0.1 ms of CPU each)."""

@@ -20,14 +20,14 @@ from agentloop.gateway.front import Answer, Call
 from agentloop.gateway.http import Refused
 from agentloop.graphs.lent import merge
 from agentloop.lanes.bench import Bench, stream
+from agentloop.live.conversations import Conversations, new_name, task_of, unit
+from agentloop.live.kept import Kept, episode_of
+from agentloop.live.lineup import Lineup, Say
+from agentloop.live.outside import Known, Outside, Outsiders, error_of
+from agentloop.live.watches import Watches
 from agentloop.ports import Reward
 from agentloop.records import Attempt, Completion, Episode, Json, Message, Task
-from agentloop.workflows.conversations import Conversations, new_name, task_of, unit
-from agentloop.workflows.kept import Kept, episode_of
-from agentloop.workflows.lineup import Lineup, Say
-from agentloop.workflows.outside import Known, Outside, Outsiders, error_of
 from agentloop.workflows.schema import Serve
-from agentloop.workflows.watches import Watches
 
 Tell = Callable[[str, Episode, bool], None]
 """Told of each named session that ended: its name, its episode, whether that was logged."""
