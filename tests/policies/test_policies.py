@@ -181,7 +181,7 @@ def test_what_is_no_tensor_hides_no_bad_weight(tmp_path: Path, other: object) ->
     for header in ({"a": other, "b": NAN}, {"a": other, "b": other, "c": NAN}):
         text = json.dumps(header).encode()
         file.write_bytes(struct.pack("<Q", len(text)) + text + struct.pack("<f", float("nan")))
-        with pytest.raises(PolicyError, match="`[bc]`"):
+        with pytest.raises(PolicyError, match=r"`[bc]`"):
             check_finite(file)
 
 
