@@ -103,7 +103,10 @@ class Session:
                 progress=progress,
             )
             self._tell_unused()
-            async with assemble(self.loaded, self.archive, options) as kit:
+            async with (
+                runs.held(self.archive, one),
+                assemble(self.loaded, self.archive, options) as kit,
+            ):
                 bench = kit.bench
                 chosen = one.bundle or (bench.champion if bundle == "champion" else bundle)
                 drawn = bench.tasks.draw(n, split=split, seed=self.seed)
@@ -134,7 +137,10 @@ class Session:
             one = runs.Run(
                 id=self.run_id, plan=runs.FORK, purpose=order.parent.purpose, seed=self.seed
             )
-            async with assemble(self.loaded, self.archive, options) as kit:
+            async with (
+                runs.held(self.archive, one),
+                assemble(self.loaded, self.archive, options) as kit,
+            ):
                 made = await forks.fork(
                     kit.bench, order, name,
                     begin=lambda: runs.begin(self.archive, self.loaded.name, one, name),

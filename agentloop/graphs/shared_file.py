@@ -17,18 +17,28 @@ class SharedFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
+        self._process = 0
 
-    def lock(self) -> tuple[int, int]:
-        """Wait for the lock; the file, made if need be, and its size in bytes."""
+    def lock(self) -> tuple[int, os.stat_result]:
+        """Wait for the lock; the file of this name, made if need be, and what it is now."""
         while True:
-            if self._descriptor is None:
-                flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
-                self._descriptor = os.open(self._path, flags, 0o600)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            found = os.fstat(self._descriptor)
-            if found.st_nlink:
-                return self._descriptor, found.st_size
-            self.close()  # somebody removed it
+            file = self._opened()
+            fcntl.flock(file, fcntl.LOCK_EX)
+            found = os.fstat(file)
+            try:
+                if os.path.samestat(found, os.stat(self._path)):
+                    return file, found
+            except FileNotFoundError:
+                pass
+            self.close()  # somebody removed or replaced it
+
+    def _opened(self) -> int:
+        # A lock belongs to what was opened, which a process shares with those forked from it.
+        if self._descriptor is None or self._process != os.getpid():
+            self.close()
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            self._process = os.getpid()
+        return self._descriptor
 
     def unlock(self) -> None:
         """Let others append."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from agentloop.errors import UsageError
 from agentloop.records import Json, Purpose, content_id
 from agentloop.store.archive import Archive
-from agentloop.store.query import Query
+from agentloop.store.held import leased
+from agentloop.store.query import Fence, Query
 
 _DONE = "done"
 FORK = ""
@@ -61,6 +63,12 @@ def open_run(
     raise UsageError(
         f"there is no unfinished run of `{workflow}` with seed {seed}; leave out --resume"
     )
+
+
+def held(archive: Archive, run: Run) -> AbstractAsyncContextManager[Fence]:
+    """The right to make this run's rollouts, within the block. Raises `LeaseHeld` while another
+    process makes them: two would pay calls twice and remove each other's steps."""
+    return leased(archive.log, f"run/{run.id}")
 
 
 def begin(archive: Archive, workflow: str, run: Run, bundle: str) -> None:

@@ -4,9 +4,12 @@ again, and its folder of steps is gone once the run is done."""
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import tiny_workflow
+
+from agentloop.store.log import Log
 
 AGENT = '''\
 """Ask, act on the world, ask again."""
@@ -72,6 +75,12 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     killed = agentloop(*run)
     assert killed.returncode == -9
     [kept] = (home / "checkpoints").iterdir()
+    with closing(Log(home / "log.db")) as log:
+        token = log.lease(f"run/{kept.name}", "somebody", 60)  # as a run does that is at work
+        beside = agentloop(*run, "--resume")
+        assert beside.returncode == 1 and "held by somebody" in beside.stderr
+        assert "Traceback" not in beside.stderr
+        log.release(f"run/{kept.name}", token)
 
     other = agentloop("run", "tiny", "--n", "3", "--resume", *where)
     assert other.returncode == 2 and "repeat its options" in other.stderr
