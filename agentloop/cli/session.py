@@ -94,14 +94,9 @@ class Session:
         self.run_id = one.id
         with show.LiveProgress(show.console(as_json=True)) as progress:
             options = Options(
-                run=self.run_id,
-                seed=self.seed,
-                model=self.model,
-                tasks=self.tasks,
-                workspace=self.workspace,
-                home=self.home,
-                progress=progress,
-            )
+                run=self.run_id, seed=self.seed, model=self.model, tasks=self.tasks,
+                workspace=self.workspace, home=self.home, progress=progress,
+            )  # fmt: skip
             self._tell_unused()
             async with (
                 runs.held(self.archive, one),

@@ -85,7 +85,7 @@ class ThreadFile:
         self._numbers: dict[bytes, int] = {}
         self._fresh = 0  # chunks that no frame holds yet
         self._frames: list[bytes] = []
-        self._size, self._inode = 0, (0, 0)
+        self._size, self._inode = 0, [0, 0]
 
     def chunk(self, raw: bytes) -> int:
         """The number of the chunk that holds the document `raw`, a new one if need be."""
@@ -147,7 +147,7 @@ class ThreadFile:
         """Append what is added within, all of it or nothing. Raises `StoreError`."""
         try:
             file, found = self._file.lock()
-            if self._changed(found):
+            if _state(found) != (*self._inode, self._size):
                 self._load(file)
                 os.ftruncate(file, self._size)
             if not self._size:
@@ -174,7 +174,7 @@ class ThreadFile:
     def refresh(self) -> ThreadFile:
         """Take in what another process wrote. Raises `StoreError`."""
         try:
-            if self._changed(self.path.stat()):
+            if _state(self.path.stat()) != (*self._inode, self._size):
                 file = os.open(self.path, os.O_RDONLY)
                 try:
                     self._load(file)
@@ -185,10 +185,6 @@ class ThreadFile:
         except OSError as error:
             raise StoreError(f"the checkpoint `{self.path}` cannot be read: {error}") from error
         return self
-
-    def _changed(self, found: os.stat_result) -> bool:
-        """Whether it is another file than the one in memory, or another process appended to it."""
-        return (found.st_dev, found.st_ino, found.st_size) != (*self._inode, self._size)
 
     def remove(self) -> None:
         """Delete the file, if there is one. Raises `StoreError`."""
@@ -201,9 +197,8 @@ class ThreadFile:
 
     def _load(self, file: int) -> None:
         self._forget()
-        found = os.fstat(file)
-        self._inode = found.st_dev, found.st_ino
-        data = os.pread(file, found.st_size, 0)
+        *self._inode, size = _state(os.fstat(file))
+        data = os.pread(file, size, 0)
         for kind, chunks, body, end in _frames(data):
             for chunk in chunks:
                 self._numbers[chunk] = len(self.chunks)
@@ -267,6 +262,11 @@ class ThreadFile:
             data = ormsgpack.packb([kind, self.chunks[first:], packed])
         self._frames.append(_HEAD.pack(len(data), zlib.crc32(data)) + data)
         return _unpacked(packed) if suspected else None
+
+
+def _state(found: os.stat_result) -> tuple[int, int, int]:
+    """Which file it is and how long: other than before, another process was here."""
+    return found.st_dev, found.st_ino, found.st_size
 
 
 _PLAIN = frozenset({str, int, float, bool, type(None)})

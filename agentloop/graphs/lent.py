@@ -74,6 +74,9 @@ class LentModel:
 
     async def complete(self, request: Request) -> Completion:
         """One reply. Raises `LimitReached`, `BudgetReached`, or the model's `ModelError`."""
+        if asyncio.get_running_loop() is not self._loop:  # a synchronous node runs one of its own
+            there = asyncio.run_coroutine_threadsafe(self.complete(request), self._loop)
+            return await asyncio.wrap_future(there)
         self._check(self._calls)
         number, self._calls = self._calls, self._calls + 1
         caller = asyncio.current_task()

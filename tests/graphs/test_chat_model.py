@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -89,6 +90,37 @@ def test_many_synchronous_agents_at_once() -> None:
     orders = [attempt(f"{n}") for n in range(64)]
     episodes = rollouts(model, orders, graph=stock_agent(sync=True))
     assert {episode.answer for episode in episodes} == {"42"} and len(model.requests) == 128
+
+
+def test_a_synchronous_node_may_run_a_loop_of_its_own() -> None:
+    """Calls wait for each other's turn; that is of one loop, and none would ever be woken."""
+
+    class Shared(Multiplies):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turn = asyncio.Semaphore(1)
+            self.loops: set[asyncio.AbstractEventLoop] = set()
+
+        async def complete(self, request: Request) -> Completion:
+            async with self.turn:
+                self.loops.add(asyncio.get_running_loop())
+                await asyncio.sleep(0.01)
+                return await super().complete(request)
+
+    model = agentloop.chat_model().bind_tools([multiply])
+
+    def answer(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [asyncio.run(model.ainvoke(state["messages"]))]}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("model", answer).add_node("tools", ToolNode([multiply]))
+    builder.add_edge(START, "model").add_edge("tools", "model")
+    builder.add_conditional_edges("model", tools_condition)
+    shared = Shared()
+    orders = [attempt(f"{n}") for n in range(16)]
+    episodes = rollouts(shared, orders, graph=builder.compile())
+    assert [episode.failure for episode in episodes] == [None] * 16
+    assert {episode.answer for episode in episodes} == {"42"} and len(shared.loops) == 1
 
 
 @pytest.mark.filterwarnings("ignore")
