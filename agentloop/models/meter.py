@@ -3,8 +3,9 @@
 In: completions; out: `Usage` in all and per model or policy. Before each call the most that it can
 cost is set aside, so calls in flight together cannot pass a limit; only a call that is alone may,
 by its own cost, so that no budget is left half used. An unknown price is said, never guessed. An
-attempt that was cut off (cancelled, or past its deadline) may be billed though nobody says so: its
-prompt, estimated, counts towards the budget, and apart from what is known to be used.
+attempt that brought no reply has cost what its answer told. One that ended without such an answer
+(cancelled, past its deadline, connection lost) may be billed though nobody says so: its prompt,
+estimated, counts towards the budget, and apart from what is known to be used.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from agentloop.deadline import off_the_clock
-from agentloop.errors import BudgetReached, ModelError
+from agentloop.errors import UNTOLD, BudgetReached, ModelError
 from agentloop.models.limits import most_tokens
 from agentloop.ports import Model
 from agentloop.records import Budget, Completion, Request, Usage
@@ -159,10 +160,20 @@ class Meter:
         self._add(completion.policy or completion.model, usage)
         return completion if usage is completion.usage else replace(completion, usage=usage)
 
-    def charge_failure(self, calls: int) -> None:
-        """Count `calls` attempts that brought no reply (what they cost is not known)."""
+    def charge_failure(
+        self, calls: int, bill: tuple[int, int] | None = None, *, model: str = ""
+    ) -> None:
+        """Count `calls` attempts that brought no reply; with `bill` the last of them has used so
+        many prompt and completion tokens of `model` nevertheless."""
         self.failed_calls += calls
-        self._add("", Usage(calls=calls))
+        usage = Usage(calls=calls)
+        if bill is not None:
+            usd = self._usd(*bill, model)
+            usage = replace(
+                usage, prompt_tokens=bill[0], completion_tokens=bill[1], usd=usd or 0.0,
+                unpriced=int(usd is None),
+            )  # fmt: skip
+        self._add(model if bill else "", usage)
 
     def charge_unconfirmed(self, request: Request, model: str = "") -> None:
         """An attempt was cut off: whoever was asked may bill its prompt, about a token for four
@@ -227,18 +238,21 @@ class Metered:
         try:
             completion = await self._inner.complete(request)
         except BaseException as error:  # however it ended: the attempt was made
-            self.meter.charge_failure(error.calls if isinstance(error, ModelError) else 1)
-            if _cut_off(error):
-                self.meter.charge_unconfirmed(request, self._model)
+            self._charge(request, error)
             raise
         else:
             return self.meter.charge(completion, self._model)
         finally:
             self.meter.release(share)
 
-
-def _cut_off(error: BaseException) -> bool:
-    """Whether the attempt was under way when it was given up."""
-    if isinstance(error, ModelError):
-        return error.reason == "model_timeout"
-    return isinstance(error, asyncio.CancelledError)
+    def _charge(self, request: Request, error: BaseException) -> None:
+        calls, bill = 1, None
+        if isinstance(error, ModelError):
+            calls, bill = error.calls, error.bill
+        elif isinstance(error, asyncio.CancelledError):  # given up while it was under way
+            bill = UNTOLD
+        if bill == UNTOLD:
+            self.meter.charge_failure(calls)
+            self.meter.charge_unconfirmed(request, self._model)
+        else:
+            self.meter.charge_failure(calls, bill, model=request.policy or self._model)

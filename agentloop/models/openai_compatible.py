@@ -18,7 +18,6 @@ from agentloop.models import faults, wire
 from agentloop.records import Completion, Request
 
 CONNECT_SECONDS = 5.0
-MAX_BODY = faults.MAX_BODY
 
 
 class _Named(BaseModel):
@@ -72,11 +71,14 @@ class OpenAICompatible:
 
     async def models(self) -> list[str]:
         """Names of the models that the endpoint serves, at least one. Raises `ModelError`."""
-        data = await self._send("GET", "/models", None)
         try:
+            data = await self._send("GET", "/models", None)
             return [model.id for model in _Models.model_validate_json(data).data]
         except ValidationError as error:
-            raise faults.unreadable(self.base_url, "no list of models") from error
+            raise ModelError(f"{self.base_url} gave no list of models", retryable=True) from error
+        except ModelError as error:
+            error.bill = None  # a list is free
+            raise
 
     async def close(self) -> None:
         """Close the connections; idempotent. A later call opens new ones."""
@@ -97,20 +99,23 @@ class OpenAICompatible:
                 raise faults.from_status(
                     response.status, text, response.headers, where=where, secret=self._key
                 )
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
+            retryable = not isinstance(error, aiohttp.ClientSSLError)
+            raise faults.unreachable(where, error, retryable=retryable) from error
+        except aiohttp.InvalidURL as error:
+            raise faults.unreachable(where, error, retryable=False) from error
         except TimeoutError as error:
             raise faults.timed_out(where, self.timeout) from error
-        except (aiohttp.ClientSSLError, aiohttp.InvalidURL) as error:
-            raise faults.unreachable(where, error, retryable=False) from error
         except aiohttp.ClientError as error:
-            raise faults.unreachable(where, error) from error
+            raise faults.lost(where, error) from error
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         chunks, size = [], 0
         while chunk := await response.content.readany():
             chunks.append(chunk)
             size += len(chunk)
-            if size > MAX_BODY:
-                raise ModelError(f"{self.base_url} sent more than {MAX_BODY >> 20} MiB")
+            if size > faults.MAX_BODY:
+                raise faults.oversized(self.base_url)
         return b"".join(chunks)  # of one chunk, as most answers are: not a copy
 
     def _open(self) -> aiohttp.ClientSession:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import TypedDict
 
+from agentloop.errors import UNTOLD
 from agentloop.models import faults
 from agentloop.records import Completion, Json, Message, Request, ToolCall, ToolSpec, Usage
 
@@ -139,6 +140,10 @@ class _Usage(_Shape):
     prompt_tokens_details: _Cached | None = None
 
 
+class _Billed(_Shape):
+    usage: _Usage
+
+
 class _Answer(_Shape):
     choices: list[_Choice] = Field(min_length=1)
     model: str | None = None
@@ -161,10 +166,11 @@ def decode(
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         at = ".".join(str(part) for part in first["loc"])
-        raise faults.unreadable(where, f"{at or 'the body'}: {first['msg']}") from error
+        told = f"{at or 'the body'}: {first['msg']}"
+        raise faults.unreadable(where, told, _bill(data)) from error
     served = answer.model or request.policy or model
     if request.policy and served != request.policy:
-        raise faults.mislabelled(where, request.policy, served)
+        raise faults.mislabelled(where, request.policy, served, _bill(data))
     choice = answer.choices[0]
     ids = None if choice.token_ids is None else tuple(choice.token_ids)
     prompt = answer.prompt_token_ids or choice.prompt_token_ids
@@ -184,6 +190,20 @@ def decode(
         logprobs=_logprobs(choice.logprobs, ids),
         seconds=seconds,
     )
+
+
+def _bill(data: bytes | dict[str, Any]) -> tuple[int, int]:
+    """The token counts in an answer that is refused."""
+    try:
+        billed = (
+            _Billed.model_validate_json(data)
+            if isinstance(data, bytes)
+            else _Billed.model_validate(data)
+        )
+    except ValidationError:
+        return UNTOLD
+    usage = _usage(billed.usage, None, None)
+    return usage.prompt_tokens, usage.completion_tokens
 
 
 def _text(content: str | list[_Part] | None) -> str:

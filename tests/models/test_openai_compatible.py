@@ -9,7 +9,7 @@ import pytest
 from fake_endpoint import FakeEndpoint, Reply, chat
 
 from agentloop.errors import ModelError, UsageError
-from agentloop.models import openai_compatible
+from agentloop.models import faults
 from agentloop.models.openai_compatible import OpenAICompatible
 from agentloop.records import Completion, Message, Request, Sampling, ToolSpec
 
@@ -77,7 +77,7 @@ def test_a_redirect_is_refused_and_not_followed() -> None:
 
 
 def test_a_body_over_the_cap_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_compatible, "MAX_BODY", 2**20)
+    monkeypatch.setattr(faults, "MAX_BODY", 2**20)
     with FakeEndpoint("x" * 2**21) as fake, pytest.raises(ModelError, match="more than 1 MiB"):
         once(fake, model="m")
 
