@@ -54,10 +54,12 @@ class Meter:
         prices: Prices | None = None,
         *,
         spent: Usage | None = None,
+        unconfirmed: Usage | None = None,
         seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`spent` and `seconds` are what the run had used before this process took it up."""
+        """`spent`, `unconfirmed` and `seconds` are what the run had used before this process took
+        it up."""
         self.budget, self._prices, self._clock = budget or Budget(), prices or {}, clock
         self._started = clock() - seconds
         self.total = spent or Usage()
@@ -65,9 +67,12 @@ class Meter:
         """Usage per policy, or per model where the base answered."""
         self.failed_calls = 0
         """Attempts without a reply; they are in `total.calls` too."""
-        self.unconfirmed = Usage()
-        """Attempts that were cut off, and what their prompts may have cost by an estimate; not in
-        `total`, and not known to a process that resumes the run (the journal has replies)."""
+        self.unconfirmed = unconfirmed or Usage()
+        """Attempts that ended without an answer, and what their prompts may have cost by an
+        estimate; not in `total`."""
+        self.on_unanswered: Callable[[Usage, bool], None] | None = None
+        """Told what an attempt without a reply used and whether that is known, if there is somebody
+        to tell: a journal has only replies."""
         self._in_flight = 0
         self._aside = NOTHING
         self._dearest: float | None = None
@@ -107,7 +112,7 @@ class Meter:
             ("seconds", budget.seconds, self.seconds if budget.seconds is not None else 0.0, 0.0),
         ):
             if limit is not None and known + guessed >= limit:
-                cut = f", and about {guessed:g} by attempts that were cut off" if guessed else ""
+                cut = f", and about {guessed:g} by attempts without an answer" if guessed else ""
                 raise BudgetReached(
                     f"the budget of {limit:g} {name} is reached ({known:g} used{cut})"
                 )
@@ -166,14 +171,15 @@ class Meter:
         """Count `calls` attempts that brought no reply; with `bill` the last of them has used so
         many prompt and completion tokens of `model` nevertheless."""
         self.failed_calls += calls
-        usage = Usage(calls=calls)
+        self._add("", Usage(calls=calls))
         if bill is not None:
             usd = self._usd(*bill, model)
-            usage = replace(
-                usage, prompt_tokens=bill[0], completion_tokens=bill[1], usd=usd or 0.0,
+            usage = Usage(
+                prompt_tokens=bill[0], completion_tokens=bill[1], usd=usd or 0.0,
                 unpriced=int(usd is None),
             )  # fmt: skip
-        self._add(model if bill else "", usage)
+            self._add(model, usage)
+            self._tell(usage, True)
 
     def charge_unconfirmed(self, request: Request, model: str = "") -> None:
         """An attempt was cut off: whoever was asked may bill its prompt, about a token for four
@@ -181,7 +187,9 @@ class Meter:
         not guessed."""
         tokens = most_tokens(request)[0] // _BYTES_PER_TOKEN
         usd = self._usd(tokens, 0, request.policy or model) or 0.0
-        self.unconfirmed += Usage(calls=1, prompt_tokens=tokens, usd=usd)
+        usage = Usage(calls=1, prompt_tokens=tokens, usd=usd)
+        self.unconfirmed += usage
+        self._tell(usage, False)
 
     def estimate(
         self, calls: int, prompt_tokens: int, completion_tokens: int, *, model: str
@@ -204,6 +212,10 @@ class Meter:
         usd = self.total.usd + self.unconfirmed.usd + self._aside.usd
         tokens = self.total.tokens + self.unconfirmed.tokens + self._aside.tokens
         return usd + share.usd <= most_usd and tokens + share.tokens <= most_tokens
+
+    def _tell(self, usage: Usage, known: bool) -> None:
+        if self.on_unanswered is not None:
+            self.on_unanswered(usage, known)
 
     def _add(self, name: str, usage: Usage) -> None:
         self.total += usage

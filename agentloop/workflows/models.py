@@ -7,6 +7,7 @@ since a row must come from the policy that it names.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -21,7 +22,7 @@ from agentloop.models.journal import Journaled
 from agentloop.models.limits import Rate
 from agentloop.models.meter import FREE, Meter
 from agentloop.ports import Model
-from agentloop.records import Completion
+from agentloop.records import Completion, Usage
 from agentloop.store.archive import Archive
 from agentloop.workflows.schema import Workflow
 
@@ -43,6 +44,32 @@ class ScopedJournal:
     async def add_call(self, key: str, completion: Completion) -> None:
         """Record a reply; durable when this returns."""
         await self.archive.add_call(key, completion, scope=self.scope)
+
+    async def add_unanswered(self, usage: Usage, known: bool) -> None:
+        """Note what an attempt without a reply used; durable when this returns."""
+        await self.archive.add_unanswered(usage, known, scope=self.scope)
+
+
+class _Notes:
+    """Writes what the meter tells of attempts without a reply, together with what else is written
+    at that moment: a server that goes down breaks many at once."""
+
+    def __init__(self, journal: ScopedJournal) -> None:
+        self._journal = journal
+        self._writing: set[asyncio.Task[None]] = set()
+
+    def __call__(self, usage: Usage, known: bool) -> None:
+        task = asyncio.create_task(self._journal.add_unanswered(usage, known))
+        self._writing.add(task)
+        task.add_done_callback(self._written)
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._writing.discard(task)
+
+    async def close(self) -> None:
+        """Wait for the notes under way. Raises `StoreError` when one could not be made."""
+        await asyncio.gather(*self._writing)
 
 
 def check_calls(
@@ -83,7 +110,7 @@ def lend_model(
     journal: ScopedJournal | None, stack: AsyncExitStack,
 ) -> Model:  # fmt: skip
     """The whole chain (see `agentloop.models`). `stack` closes transports of fallbacks, and waits
-    for replies that are still being recorded. Without a journal nothing that is asked or replied
+    for what is still being recorded. Without a journal nothing that is asked or replied
     is kept, in the response cache neither."""
 
     def one(spec: ModelSpec, transport: Model) -> Model:
@@ -106,6 +133,9 @@ def lend_model(
         model = Fallbacks(models)
     if journal is None:
         return model
+    notes = _Notes(journal)
+    stack.push_async_callback(notes.close)
+    meter.on_unanswered = notes
     journaled = Journaled(model, journal)
     stack.push_async_callback(journaled.close)
     return journaled

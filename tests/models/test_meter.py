@@ -270,7 +270,7 @@ def test_the_prompt_of_an_attempt_that_was_cut_off_counts_towards_the_budget(
         asyncio.run(Retrying(Metered(inner, meter), deadline=0.05).complete(LONG))
     assert meter.unconfirmed == Usage(calls=1, prompt_tokens=104, usd=pytest.approx(104e-6))
     assert meter.total == Usage(calls=1)
-    with pytest.raises(BudgetReached, match=r"\(0 used, and about .*104.* that were cut off\)"):
+    with pytest.raises(BudgetReached, match=r"\(0 used, and about .*104.* without an answer\)"):
         asyncio.run(Metered(inner, meter).complete(REQUEST))
     assert inner.calls == 1
 
