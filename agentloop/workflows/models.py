@@ -90,18 +90,29 @@ def check_calls(
                     "`cache: true` needs a model with a name, or another one's replies could be "
                     f"given out; write `model: {spec.base_url}#NAME`"
                 )
+    if not model.local:
+        _priced(workflow, specs)
+
+
+def _priced(workflow: Workflow, specs: Sequence[ModelSpec]) -> None:
+    """Raises `UsageError` where dollars are limited and no price can ever be known."""
+    limited, instead = "", ""
     budgets = (workflow.budget, workflow.budget.month)
-    limited = [one for one in budgets if one.usd is not None and one.tokens is None]
-    if not limited or model.local:
-        return  # tokens end a run whose dollars are not known
-    meter = Meter(prices=prices(workflow, model))
+    if any(one.usd is not None and one.tokens is None for one in budgets):
+        limited, instead = "budget.usd", "limit `budget.tokens` as well"  # they end such a run
+    if workflow.limits.usd is not None:
+        limited, instead = "limits.usd", "leave it out: `limits.tokens` holds in any case"
+    if not limited:
+        return
+    meter = Meter(prices=prices(workflow, specs[0]))
     for spec in specs:
-        known = not spec.model or spec.kind == "litellm"  # the reply will tell
-        if not known and meter.estimate(1, 1, 1, model=spec.model) is None:
+        told = spec.kind == "litellm" or (not spec.model and workflow.prices)  # by the reply
+        if not told and meter.estimate(1, 1, 1, model=spec.model) is None:
+            name = spec.model or '"*"'
             raise UsageError(
-                f"`budget.usd` cannot be kept without the price of `{spec.model}`; add "
-                f"`prices: {{{spec.model}: {{prompt: X, completion: Y}}}}` (dollars per million "
-                "tokens), or limit `budget.tokens` as well"
+                f"`{limited}` cannot be kept without the price of `{spec.model or spec.base_url}`; "
+                f"add `prices: {{{name}: {{prompt: X, completion: Y}}}}` (dollars per million "
+                f"tokens), or {instead}"
             )
 
 

@@ -67,6 +67,9 @@ def test_a_wrong_value_is_told(keys: dict[str, Any], told: str) -> None:
         ("openai:m", {"fallbacks": ["http://h/v1#b"]}, "`api.openai.com` and to `h`.*OPENAI_BASE"),
         ("http://h/v1", {"cache": True}, r"write `model: http://h/v1#NAME`"),
         ("openai:m", {"budget": {"usd": 1}}, r"price of `m`; add `prices: {m: {prompt: X"),
+        ("openai:m", {"limits": {"usd": 1}}, r"`limits.usd` cannot.*`m`.*prices: {m: {prompt: X"),
+        ("http://h/v1", {"limits": {"usd": 1}}, r"price of `http://h/v1`.*`prices: {\"\*\": {pro"),
+        ("http://h/v1", {"budget": {"usd": 1}}, r"price of `http://h/v1`.*limit `budget.tokens`"),
         (
             "openai:m",
             {"budget": {"usd": 1}, "prices": {"m": {"prompt": 1, "completion": 1}},
@@ -85,6 +88,10 @@ def test_what_fits() -> None:
     check_calls(workflow(fallbacks=["openai:b"], cache=True, **priced), parse("openai:m", KEY), KEY)
     check_calls(workflow(budget={"usd": 1}), parse("embedded", {}), {})
     check_calls(workflow(budget={"usd": 1}), parse("litellm:a/b", {}), {})  # its replies tell
+    check_calls(workflow(limits={"usd": 1}), parse("litellm:a/b", {}), {})
+    check_calls(workflow(limits={"usd": 1}), parse("embedded", {}), {})
+    check_calls(workflow(limits={"usd": 1}, **priced), parse("openai:m", KEY), KEY)
+    check_calls(workflow(limits={"usd": 1}, **priced), parse("http://h/v1", {}), {})
     check_calls(workflow(fallbacks=["openai:b"], cache=True), parse("scripted"), {})  # no key here
     bound = {**KEY, "OPENAI_BASE_URL": "https://api.openai.com/v1"}  # the other gets no key
     check_calls(workflow(fallbacks=["http://h/v1#b"]), parse("openai:m", bound), bound)
