@@ -44,8 +44,9 @@ class OpenAICompatible:
         """`base_url` ends before `/chat/completions`; an empty `model` is the first of `/models`.
         `timeout` is for a whole call, in seconds. Without `native_tools` no tool is sent."""
         if not _usable(base_url):
+            shown = base_url.rpartition("@")[2].partition("?")[0]
             raise UsageError(
-                f"`{base_url.rpartition('@')[2]}` is not a base URL; "
+                f"`{shown}` is not a base URL; "
                 "write http(s)://host[:port]/v1 and put the key in OPENAI_API_KEY"
             )
         if not api_key.strip().isprintable():
@@ -145,4 +146,4 @@ def _usable(base_url: str) -> bool:
     except ValueError:
         return False
     known = parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
-    return known and parts.username is None
+    return known and parts.username is None and "?" not in base_url

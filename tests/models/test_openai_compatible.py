@@ -116,7 +116,15 @@ def test_one_instance_works_again_after_close() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://host/v1", "host/v1", "http://", "http://u:secret@host/v1", "http://h:x/"]
+    "url",
+    [
+        "ftp://host/v1",
+        "host/v1",
+        "http://",
+        "http://u:secret@host/v1",
+        "http://h:x/",
+        "http://host/v1?key=secret",
+    ],
 )
 def test_a_url_that_cannot_work_is_a_usage_error(url: str) -> None:
     with pytest.raises(UsageError) as caught:
