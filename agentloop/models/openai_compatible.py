@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from copy import copy
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -56,11 +57,12 @@ class OpenAICompatible:
         self._key = api_key.strip()
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._asking: asyncio.Future[list[str]] | None = None
 
     async def complete(self, request: Request) -> Completion:
         """One reply. Raises `ModelError`."""
         if not self.model and not request.policy:
-            self.model = (await self.models())[0]
+            self.model = await self._first()
         body = wire.encode(
             request, self.model, extensions=self.extensions, native_tools=self.native_tools
         )
@@ -69,6 +71,18 @@ class OpenAICompatible:
         return wire.decode(
             data, request, self.model, where=self.base_url, seconds=time.monotonic() - started
         )
+
+    async def _first(self) -> str:
+        """The name of the first model: calls that begin together ask for it together."""
+        asking = self._asking
+        if asking is None or asking.done() or asking.get_loop() is not asyncio.get_running_loop():
+            asking = self._asking = asyncio.ensure_future(self.models())
+            # Also when nobody waits for it any more, or asyncio would complain.
+            asking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            return (await asyncio.shield(asking))[0]
+        except ModelError as error:
+            raise copy(error) from error  # each caller counts its own attempts on it
 
     async def models(self) -> list[str]:
         """Names of the models that the endpoint serves, at least one. Raises `ModelError`."""

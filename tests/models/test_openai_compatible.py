@@ -63,6 +63,23 @@ def test_an_unnamed_model_is_the_first_of_the_endpoint() -> None:
     assert fake.payloads[0]["model"] == "first"
 
 
+def test_calls_that_begin_together_ask_for_the_models_once() -> None:
+    async def scenario(fake: FakeEndpoint, key: str) -> list[Completion | BaseException]:
+        model = OpenAICompatible(fake.base_url, key)
+        calls = (model.complete(HELLO) for _ in range(64))
+        try:
+            return await asyncio.gather(*calls, return_exceptions=True)
+        finally:
+            await model.close()
+
+    with FakeEndpoint(models=("first", "second"), key="k") as fake:
+        done = asyncio.run(scenario(fake, "k"))
+        assert {type(one) for one in done} == {Completion} and fake.listings == 1
+        failed = asyncio.run(scenario(fake, "another"))
+        assert {type(one) for one in failed} == {ModelError} and fake.listings == 2
+        assert len({id(one) for one in failed}) == 64
+
+
 def test_an_endpoint_without_models_says_so() -> None:
     with FakeEndpoint(models=()) as fake, pytest.raises(ModelError, match="no list of models"):
         once(fake)
