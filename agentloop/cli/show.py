@@ -218,7 +218,7 @@ def dollars(cost: Cost) -> str:
             "calls without an answer"
         )
     if beside.killed:
-        text += f" (what {beside.killed} killed processes had just asked is not counted)"
+        text += f" (killed {beside.killed}×: the calls in flight then are not counted)"
     return text
 
 
