@@ -194,6 +194,26 @@ def test_a_journal_that_cannot_be_written_stops_the_run_at_once() -> None:
     assert len(calls) <= 2 and done == []
 
 
+def test_a_graph_that_hides_a_broken_journal_stops_the_run_too() -> None:
+    calls = []
+
+    async def stubborn(state: Any, runtime: Runtime[RunContext]) -> dict[str, Any]:
+        for _ in range(5):
+            with suppress(StoreError):
+                await lent(runtime).model.complete(
+                    Request(messages=(Message(role="user", content="x"),))
+                )
+        return {"answer": "hidden"}
+
+    def reply(request: Request) -> str:
+        calls.append(request)
+        raise StoreError("the disk is full")
+
+    with pytest.raises(StoreError, match="disk is full"):
+        rollouts(reply, [attempt("a"), attempt("b")], graph=_single(stubborn), concurrency=1)
+    assert len(calls) == 1
+
+
 def test_a_checkpoint_that_cannot_be_written_stops_the_run_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "steps"
 
