@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -93,7 +94,7 @@ def _tool(tool: ToolSpec) -> dict[str, Any]:
 
 
 _MOST = 2**31 - 1
-"""Of a token id and of a count of tokens: no vocabulary and no context is near it."""
+"""Of a count of tokens: no context is near it."""
 _ROUNDING = 1e-3
 """By how much a log-prob of a probability of 1 may be above 0, in half precision."""
 
@@ -260,7 +261,11 @@ def _arguments(given: str | dict[str, Any] | None) -> dict[str, Json]:
 
 def _ids(given: list[int] | None) -> tuple[int, ...] | None:
     """Token ids; nothing where one of them cannot be an id: no such row could be trained on."""
-    if given is None or min(given, default=0) < 0 or max(given, default=0) > _MOST:
+    if given is None:
+        return None
+    try:
+        array("I", given)  # 32 bits, unsigned: the quickest way to look at all of them
+    except OverflowError:
         return None
     return tuple(given)
 
@@ -286,5 +291,5 @@ def _logprobs(given: _Logprobs | None, ids: tuple[int, ...] | None) -> tuple[flo
     if given is None or given.content is None or ids is None:
         return None
     values = tuple(entry["logprob"] for entry in given.content)
-    usable = len(values) == len(ids) and all(math.isfinite(value) for value in values)
+    usable = len(values) == len(ids) and all(map(math.isfinite, values))
     return values if usable and max(values, default=0.0) <= _ROUNDING else None
