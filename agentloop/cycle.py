@@ -33,7 +33,7 @@ from agentloop.store.held import leased
 from agentloop.store.query import Fence, Fences
 from agentloop.trajectories.codec import from_json, to_json
 from agentloop.workflows.assemble import Kit
-from agentloop.workflows.report import Cost, Report, make_report
+from agentloop.workflows.report import Report, cost_of, make_report
 
 
 def open_cycle(
@@ -104,11 +104,8 @@ async def cycle(kit: Kit, under: Fence | None = None) -> Report:
         tasks = replace(tasks, use=heldout.use_of(bench.archive, kit.name, kit.cycle_id, ids))
         decision = await Judge(bench, kit.gate, tasks, kit.probes).decide(proposals)
         decision = record(kit, decision, fences)
-        cost = Cost(
-            usd=kit.meter.total.usd,
-            tokens=kit.meter.total.tokens,
-            seconds=round(time.monotonic() - started, 1),
-        )
+        seconds = round(time.monotonic() - started, 1)
+        cost = cost_of(kit.meter, bench.archive, kit.cycle_id, seconds)
         report = make_report(kit.cycle_id, proposals, decision, cost=cost, champion=bench.champion)
         bench.archive.add_step(kit.cycle_id, "report", to_json(report), fence=fences)
         return report

@@ -84,9 +84,15 @@ class StoreError(AgentLoopError):
     """The log or the index could not be read or written; nothing acknowledged is lost."""
 
 
+UNTOLD = (0, 0)
+"""The `bill` of a `ModelError` whose answer, if there was one, gave no token counts."""
+
+
 class ModelError(AgentLoopError):
     """An endpoint failed. `reason` is a `records.Reason`; `retryable` says whether again may help,
-    `retry_after` in how many seconds (when the endpoint said so); `calls` is how many were made."""
+    `retry_after` in how many seconds (when the endpoint said so); `calls` is how many were made.
+    `bill` is for an attempt that may have to be paid for though no reply came of it: the prompt and
+    completion tokens that its answer told, `UNTOLD` when it did not; `None` costs nothing."""
 
     def __init__(
         self,
@@ -96,10 +102,11 @@ class ModelError(AgentLoopError):
         retryable: bool = False,
         retry_after: float | None = None,
         calls: int = 1,
+        bill: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(message)
         self.reason, self.retryable, self.retry_after = reason, retryable, retry_after
-        self.calls = calls
+        self.calls, self.bill = calls, bill
 
 
 class ToolError(AgentLoopError):

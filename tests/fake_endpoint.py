@@ -96,6 +96,8 @@ class FakeEndpoint:
         self.payloads: list[dict[str, Any]] = []
         """JSON bodies of the completions asked for, in order."""
         self.headers: list[dict[str, str]] = []
+        self.listings = 0
+        """How often the models were asked for."""
         self.base_url = ""
         self._runner: web.AppRunner | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -135,7 +137,10 @@ class FakeEndpoint:
         self._thread.join(10)
         self._loop.close()
 
-    async def _models(self, request: web.Request) -> web.Response:
+    async def _models(self, request: web.Request) -> web.StreamResponse:
+        self.listings += 1
+        if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return _error(401, "wrong key")
         return web.json_response({"object": "list", "data": [{"id": name} for name in self.models]})
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:

@@ -28,9 +28,7 @@ def run(
     session = Session.open(workflow, home, workspace, model, tasks, seed, settings, as_json)
     if dry_run:
         return print_run_plan(session, n)
-    episodes, usage = asyncio.run(
-        session.rollouts(n, purpose="serve", split="train", resume=resume)
-    )
+    episodes, cost = asyncio.run(session.rollouts(n, purpose="serve", split="train", resume=resume))
     reasons = Counter(
         e.failure.reason if e.failure else "wrong_answer" for e in episodes if not e.success
     )
@@ -40,10 +38,7 @@ def run(
             "run": session.run_id, "n": len(episodes),
             "succeeded": sum(e.success for e in episodes),
             "failed": reasons.total(), "by_reason": dict(reasons),
-            "cost": {
-                "usd": None if usage.unpriced else usage.usd,
-                "tokens": usage.tokens, "seconds": session.seconds(),
-            },
+            "cost": show.cost_json(cost),
             **asdict(counts),
         })  # fmt: skip
         return 0
@@ -56,10 +51,9 @@ def run(
         if episode is not None:
             out.print(show.trace(episode))
     rate = sum(e.success for e in episodes) / max(len(episodes), 1)
-    cost = show.dollars(usage.usd, usage.unpriced)
     show.tell(
-        f"{len(episodes)} rollouts, {show.percent(rate)} solved, {usage.tokens} tokens, "
-        f"{cost}, {session.seconds():.1f} s  (run {session.run_id})",
+        f"{len(episodes)} rollouts, {show.percent(rate)} solved, {cost.tokens} tokens, "
+        f"{show.dollars(cost)}, {session.seconds():.1f} s  (run {session.run_id})",
         style="bold",
     )
     show.tell(f"token drift: {counts.drift}", style="dim")
@@ -86,12 +80,13 @@ def evaluate(
     session = Session.open(workflow, home, workspace, model, tasks, seed, settings, as_json)
     if dry_run:
         return print_run_plan(session, n)
-    episodes, _ = asyncio.run(
+    episodes, cost = asyncio.run(
         session.rollouts(n, purpose="eval", split="heldout", bundle=bundle, resume=resume)
     )
     valid = [e for e in episodes if e.score is not None]
     successes = sum(e.success for e in valid)
     rate = successes / len(valid) if valid else 0.0
+    counts = summarise(episodes)
     if as_json:
         opt.print_json(
             {
@@ -100,7 +95,8 @@ def evaluate(
                 "rate": rate,
                 "bundle": episodes[0].bundle if episodes else bundle,
                 "seconds": session.seconds(),
-                **asdict(summarise(episodes)),
+                "cost": show.cost_json(cost),
+                **asdict(counts),
             }
         )
         return 0 if valid else 1
@@ -113,9 +109,11 @@ def evaluate(
     ]))  # fmt: skip
     show.tell(
         f"{successes} of {len(valid)} solved ({show.percent(rate)}), "
-        f"{len(episodes) - len(valid)} infrastructure failures, {session.seconds():.0f} s",
+        f"{len(episodes) - len(valid)} infrastructure failures, {cost.tokens} tokens, "
+        f"{show.dollars(cost)}, {session.seconds():.0f} s",
         style="bold",
     )
+    show.tell(f"token drift: {counts.drift}", style="dim")
     return 0 if valid else 1
 
 
@@ -140,10 +138,8 @@ def cycle(
         return print_cycle_plan(session)
     report = asyncio.run(session.cycle(resume=resume, again=again))
     if as_json:
-        shown = {**asdict(report), **asdict(session.summary())}
-        if session.unpriced():
-            shown["cost"]["usd"] = None
-        opt.print_json(shown)
+        counts = asdict(session.summary())
+        opt.print_json({**asdict(report), "cost": show.cost_json(report.cost), **counts})
     else:
         session.print_report(report)
     return 1 if report.state == "failed" else 0

@@ -16,12 +16,12 @@ from agentloop.cli import options as opt
 from agentloop.cli import show
 from agentloop.errors import UsageError
 from agentloop.ports import Split
-from agentloop.records import Bundle, Episode, Purpose, Usage
+from agentloop.records import Bundle, Episode, Purpose
 from agentloop.store.archive import Archive
 from agentloop.store.query import Fence, Query
 from agentloop.trajectories.summary import Summary, summarise
 from agentloop.workflows.load import Loaded, load
-from agentloop.workflows.report import Report
+from agentloop.workflows.report import Cost, Report, cost_of
 from agentloop.workspace import Workspace
 from agentloop.workspace import home as find_home
 
@@ -76,7 +76,7 @@ class Session:
     async def rollouts(
         self, n: int, *, purpose: Purpose, split: Split, bundle: str = "champion",
         resume: bool = False,
-    ) -> tuple[list[Episode], Usage]:  # fmt: skip
+    ) -> tuple[list[Episode], Cost]:  # fmt: skip
         """`n` scored episodes of one bundle, and what they cost; with `resume` those of the run
         that was cut off."""
         from agentloop.lanes.bench import Order
@@ -114,7 +114,7 @@ class Session:
                 runs.begin(self.archive, name, one, chosen)
                 episodes = await bench.attempt(drawn, of, order)
                 runs.finish(self.archive, one, self.home)
-                return episodes, kit.meter.total
+                return episodes, cost_of(kit.meter, self.archive, one.id, self.seconds())
 
     async def forks(self, order: Fork, bundle: str) -> list[Episode]:
         """Forks of one rollout, scored and logged as a run of their own. `bundle` is `same` (the
@@ -154,10 +154,6 @@ class Session:
     def summary(self) -> Summary:
         """Counts over every episode of this run or cycle that the log has."""
         return summarise(self.archive.episodes(Query(run=self.run_id)))
-
-    def unpriced(self) -> int:
-        """Calls of this run or cycle whose price is not known."""
-        return self.archive.spent(self.run_id).unpriced
 
     def _tell_unused(self) -> None:
         from agentloop.workflows.assemble import unused_text

@@ -10,6 +10,8 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
@@ -19,6 +21,9 @@ from rich.text import Text
 
 from agentloop.records import Episode, Json
 from agentloop.trajectories.examples import EXAMPLE
+
+if TYPE_CHECKING:
+    from agentloop.workflows.report import Cost
 
 # Escape sequences of terminals first (whole), then what else moves the cursor or the reading order.
 _CONTROL = re.compile(
@@ -199,12 +204,28 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
-def dollars(usd: float, unpriced: int) -> str:
-    """A cost; with `unpriced` calls, for which no price is known, what is known of it."""
-    if not unpriced:
-        return f"${usd:.4f}"
-    least = f"at least ${usd:.4f}" if usd else "cost unknown"
-    return f"{least} ({unpriced} calls without a known price: add `prices`)"
+def dollars(cost: Cost) -> str:
+    """A cost: with calls for which no price is known, what is known of it; and what may come on the
+    bill beside."""
+    text = f"${cost.usd:.4f}"
+    if cost.unpriced:
+        least = f"at least {text}" if cost.usd else "cost unknown"
+        text = f"{least} ({cost.unpriced} calls without a known price: add `prices`)"
+    beside = cost.unconfirmed
+    if beside.calls:
+        text += (
+            f" and perhaps ${beside.usd:.4f} for about {beside.tokens} tokens of {beside.calls} "
+            "calls without an answer"
+        )
+    if beside.killed:
+        text += f" (killed {beside.killed}×: the calls in flight then are not counted)"
+    return text
+
+
+def cost_json(cost: Cost) -> Json:
+    """A cost for scripts: `usd` is null where it is only a lower bound."""
+    body = asdict(cost)
+    return {**body, "usd": None} if cost.unpriced else body
 
 
 def points(value: float | None) -> str:

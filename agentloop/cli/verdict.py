@@ -53,9 +53,9 @@ def print_report(session: Session, report: Report) -> None:
         out.print(families)
     out.print()
     cost = report.cost
-    usd = show.dollars(cost.usd, session.unpriced())
     show.tell(
-        f"{cost.tokens} tokens, {usd}, {cost.seconds:.0f} s; serving bundle {report.bundle}",
+        f"{cost.tokens} tokens, {show.dollars(cost)}, {cost.seconds:.0f} s; "
+        f"serving bundle {report.bundle}",
         style="bold",
     )
     show.tell(f"token drift: {session.summary().drift}", style="dim")

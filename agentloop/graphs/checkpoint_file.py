@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import ormsgpack
 
 from agentloop.errors import StoreError
-from agentloop.graphs.checkpoint_redact import redacted
+from agentloop.graphs.checkpoint_redact import redacted, suspects
 from agentloop.graphs.shared_file import SharedFile
 from agentloop.trajectories.redact import Redactor
 
@@ -255,7 +255,7 @@ class ThreadFile:
         first, self._fresh = len(self.chunks) - self._fresh, 0
         packed = ormsgpack.packb(body, default=_big, option=_PACKING)
         data = ormsgpack.packb([kind, self.chunks[first:], packed])
-        suspected = self._redact is not None and self._redact.suspects(data)
+        suspected = self._redact is not None and suspects(data, self._redact)
         if self._redact is not None and suspected:
             self.chunks[first:] = [redacted(one, self._redact) for one in self.chunks[first:]]
             packed = redacted(packed, self._redact)

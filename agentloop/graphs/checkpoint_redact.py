@@ -7,6 +7,7 @@ taken apart without constructing any object.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import ormsgpack
@@ -16,9 +17,25 @@ from agentloop.trajectories.redact import Redactor
 _OPTION = ormsgpack.OPT_NON_STR_KEYS
 
 
+_FIRST_KEYS = tuple(
+    re.compile(
+        start + rb"(?:(?<=[\xd9\xc4].{4})|(?<=[\xda\xc5].{5})|(?<=[\xdb\xc6].{7}))", re.DOTALL
+    )
+    for start in (rb"sk[-_0-9a-f]", rb"SK[0-9a-f]")  # a fixed beginning is found quickest
+)
+"""How some keys begin, at the beginning of a string or of bytes whose length has one, two or
+four bytes: the only shapes that are not looked for after a letter or a digit."""
+
+
 class _Object(NamedTuple):
     code: int
     document: bytes
+
+
+def suspects(document: bytes, redact: Redactor) -> bool:
+    """As `Redactor.suspects`, for msgpack: what stands before a string there is its length, which
+    may look like a letter of a word that the string ends."""
+    return redact.suspects(document) or any(key.search(document) for key in _FIRST_KEYS)
 
 
 def redacted(document: bytes, redact: Redactor, key: str = "") -> bytes:

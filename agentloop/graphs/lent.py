@@ -15,7 +15,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from agentloop.deadline import Clock
-from agentloop.errors import BudgetReached, LimitReached, ModelError, UsageError
+from agentloop.errors import BudgetReached, LimitReached, ModelError, StoreError, UsageError
 from agentloop.ports import Model
 from agentloop.records import (
     Attempt,
@@ -59,7 +59,7 @@ class LentModel:
         self._running: set[asyncio.Task[Any]] = set()
         self.recorder = Recorder()
         self.usage = Usage()
-        self.stopped: LimitReached | BudgetReached | None = None
+        self.stopped: LimitReached | BudgetReached | StoreError | None = None
         """Why calls are refused from now on; a graph that catches the error cannot hide it."""
         self.failed: ModelError | None = None
         """Why the last call brought no reply: an outage, whatever the graph makes of it (`None` for
@@ -90,7 +90,7 @@ class LentModel:
             self.offered.update((spec.name, spec) for spec in request.tools)
             with self.clock.running():
                 completion = await self._model.complete(request)
-        except BudgetReached as error:
+        except (BudgetReached, StoreError) as error:
             self.stopped = error
             raise
         except ModelError as error:

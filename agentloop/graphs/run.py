@@ -2,8 +2,8 @@
 
 Goes in: attempts (orders for rollouts) and what they are lent. Comes out: episodes in the same
 order, each reported through `on_done` as soon as it ends. Decision: a failure is data, a typed
-`Failure` in the episode; only a spent budget, a broken log (`on_done` raising) and cancellation
-stop a run.
+`Failure` in the episode; only a spent budget, a log, journal or checkpoint that cannot be written
+(what is paid for would be lost) and cancellation stop a run.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from agentloop.errors import (
     LimitReached,
     ModelError,
     SandboxError,
+    StoreError,
     ToolError,
     UsageError,
 )
@@ -84,7 +85,7 @@ class Runner:
         Cancellation ends every rollout; those that had begun are reported as failed with
         `cancelled`, with what they recorded. Raises `BudgetReached` when `model` does, after all
         rollouts in flight have ended and the attempts that were never started have been reported
-        as failed with `budget`.
+        as failed with `budget`. A `StoreError` of any rollout cancels the others and is raised.
         """
         episodes: dict[int, Episode] = {}
         waiting = iter(enumerate(attempts))
@@ -163,7 +164,8 @@ class Batch:
     """Why no further rollout begins."""
 
     async def rollout(self, attempt: Attempt) -> Episode:
-        """One attempt to its end, reported; raises nothing but cancellation from outside."""
+        """One attempt to its end, reported. Raises only cancellation from outside, and `StoreError`
+        where what it paid for cannot be kept."""
         begun = time.time(), time.monotonic()
         lent = LentModel(self.model, attempt, self.limits, turns=not self.native_tools)
         book = ToolBook()
@@ -226,6 +228,8 @@ class Batch:
             return _answer(state), None
         except asyncio.CancelledError as error:
             return None, Failure(reason="cancelled", detail=_line(error))
+        except StoreError:
+            raise
         except Exception as error:
             if isinstance(error, BudgetReached):
                 self.spent = error

@@ -75,6 +75,7 @@ def parse(spec: str, environ: Mapping[str, str] = os.environ) -> ModelSpec:
         return ModelSpec(kind="vllm" if head == "vllm" else "embedded", path=rest)
     if head == "openai" and rest:
         base_url = (environ.get("OPENAI_BASE_URL") or _OPENAI).rstrip("/")
+        _plain(base_url)
         if not environ.get("OPENAI_API_KEY"):
             raise UsageError(f"`{spec}` needs a key; set OPENAI_API_KEY")
         return ModelSpec(
@@ -156,14 +157,27 @@ def _url(spec: str, environ: Mapping[str, str]) -> ModelSpec:
 def _compatible(base_url: str, model: str, environ: Mapping[str, str]) -> ModelSpec:
     if not _host(base_url):
         raise UsageError(f"`{base_url}` has no host; write http(s)://HOST/v1#NAME")
-    if "@" in urlsplit(base_url).netloc:  # it would be shown and hashed with the address
-        raise UsageError(f"the address of `{_host(base_url)}` holds a secret; set OPENAI_API_KEY")
+    _plain(base_url)
     return ModelSpec(
         kind="openai_compatible",
         base_url=base_url.rstrip("/"),
         model=model,
         key_variable=_key_variable(base_url, environ),
     )
+
+
+def _plain(base_url: str) -> None:
+    """Raises `UsageError` for an address that may hold a secret, which would be shown and hashed
+    with it, or that ends in a query, which no path can follow."""
+    parts = urlsplit(base_url)
+    if "@" in parts.netloc:
+        raise UsageError(f"the address of `{_host(base_url)}` holds a secret; set OPENAI_API_KEY")
+    if "?" in base_url:
+        raise UsageError(
+            f"the address of `{_host(base_url)}` has a query (`?...`), which a base URL cannot "
+            "have; write http(s)://HOST/v1#NAME and put a key in OPENAI_API_KEY, or use "
+            "litellm:PROVIDER/NAME"
+        )
 
 
 def _key_variable(base_url: str, environ: Mapping[str, str]) -> str:

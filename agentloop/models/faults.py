@@ -2,6 +2,8 @@
 
 Retryable: 408, 409, 429, 5xx, a lost connection, a missed deadline, a reply that is not one.
 Not retryable: any other status, a redirect, a refused certificate, a spent quota.
+To be paid for, perhaps (`ModelError.bill`): what was asked and had no answer, or one of status 200
+that is no reply; never what was refused by its status, or did not reach the endpoint.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
-from agentloop.errors import ModelError
+from agentloop.errors import UNTOLD, ModelError
 
 _AGAIN = frozenset({408, 409, 429})
 _OVERFLOW = (
@@ -60,31 +62,43 @@ def timed_out(where: str, seconds: float, last: ModelError | None = None) -> Mod
     """No whole answer within the deadline; `last` is what an earlier attempt met."""
     met = f"; the last answer: {last}" if last is not None else ""
     return ModelError(
-        f"{where} did not answer within {seconds:g} s{met}", reason="model_timeout", retryable=True
-    )
+        f"{where} did not answer within {seconds:g} s{met}", reason="model_timeout",
+        retryable=True, bill=UNTOLD,
+    )  # fmt: skip
 
 
 def unreachable(where: str, cause: BaseException, *, retryable: bool = True) -> ModelError:
-    """The connection was refused or lost, or (then never retryable) not trusted."""
+    """No connection was made, or (then never retryable) it was not trusted."""
     return ModelError(
         f"{where} cannot be reached: {str(cause) or type(cause).__name__}",
         retryable=retryable and not _distrusted(cause),
     )
 
 
-def unreadable(where: str, detail: str) -> ModelError:
+def lost(where: str, cause: BaseException) -> ModelError:
+    """The connection broke after the request may have been sent."""
+    error = unreachable(where, cause)
+    error.bill = UNTOLD
+    return error
+
+
+def unreadable(where: str, detail: str, bill: tuple[int, int] = UNTOLD) -> ModelError:
     """An answer with status 200 that is not a chat completion."""
-    return ModelError(f"{where} gave an unreadable answer: {detail[:_EXCERPT]}", retryable=True)
+    return ModelError(
+        f"{where} gave an unreadable answer: {detail[:_EXCERPT]}", retryable=True, bill=bill
+    )
 
 
-def mislabelled(where: str, policy: str, served: str) -> ModelError:
+def mislabelled(where: str, policy: str, served: str, bill: tuple[int, int]) -> ModelError:
     """The endpoint says that another model answered than the policy that was asked for."""
-    return ModelError(f"{where} answered with `{served[:_EXCERPT]}` in place of policy `{policy}`")
+    return ModelError(
+        f"{where} answered with `{served[:_EXCERPT]}` in place of policy `{policy}`", bill=bill
+    )
 
 
 def oversized(where: str) -> ModelError:
     """An answer of more than `MAX_BODY` bytes; asked again, it would be no smaller."""
-    return ModelError(f"{where} sent more than {MAX_BODY >> 20} MiB")
+    return ModelError(f"{where} sent more than {MAX_BODY >> 20} MiB", bill=UNTOLD)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

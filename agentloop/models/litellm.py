@@ -13,7 +13,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from agentloop.errors import MissingDependency, ModelError, UsageError
+from agentloop.errors import UNTOLD, MissingDependency, ModelError, UsageError
 from agentloop.models import faults, wire
 from agentloop.records import Completion, Request
 
@@ -81,10 +81,14 @@ class LiteLLM:
         if isinstance(error, kinds.Timeout):
             return faults.timed_out(where, self.timeout)
         known = vars(error)
-        return faults.from_status(
-            known.get("status_code", 500), str(error),
-            known.get("litellm_response_headers") or {}, where=where, secret=self._secret,
+        headers = known.get("litellm_response_headers")
+        fault = faults.from_status(
+            known.get("status_code", 500), str(error), headers or {},
+            where=where, secret=self._secret,
         )  # fmt: skip
+        if headers is None and fault.retryable:  # its own words for no answer or an unreadable one
+            fault.bill = UNTOLD
+        return fault
 
 
 def _check_version() -> None:

@@ -3,8 +3,9 @@
 In: completions; out: `Usage` in all and per model or policy. Before each call the most that it can
 cost is set aside, so calls in flight together cannot pass a limit; only a call that is alone may,
 by its own cost, so that no budget is left half used. An unknown price is said, never guessed. An
-attempt that was cut off (cancelled, or past its deadline) may be billed though nobody says so: its
-prompt, estimated, counts towards the budget, and apart from what is known to be used.
+attempt that brought no reply has cost what its answer told. One that ended without such an answer
+(cancelled, past its deadline, connection lost) may be billed though nobody says so: its prompt,
+estimated, counts towards the budget, and apart from what is known to be used.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from agentloop.deadline import off_the_clock
-from agentloop.errors import BudgetReached, ModelError
+from agentloop.errors import UNTOLD, BudgetReached, ModelError
 from agentloop.models.limits import most_tokens
 from agentloop.ports import Model
 from agentloop.records import Budget, Completion, Request, Usage
@@ -53,10 +54,12 @@ class Meter:
         prices: Prices | None = None,
         *,
         spent: Usage | None = None,
+        unconfirmed: Usage | None = None,
         seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`spent` and `seconds` are what the run had used before this process took it up."""
+        """`spent`, `unconfirmed` and `seconds` are what the run had used before this process took
+        it up."""
         self.budget, self._prices, self._clock = budget or Budget(), prices or {}, clock
         self._started = clock() - seconds
         self.total = spent or Usage()
@@ -64,9 +67,12 @@ class Meter:
         """Usage per policy, or per model where the base answered."""
         self.failed_calls = 0
         """Attempts without a reply; they are in `total.calls` too."""
-        self.unconfirmed = Usage()
-        """Attempts that were cut off, and what their prompts may have cost by an estimate; not in
-        `total`, and not known to a process that resumes the run (the journal has replies)."""
+        self.unconfirmed = unconfirmed or Usage()
+        """Attempts that ended without an answer, and what their prompts may have cost by an
+        estimate; not in `total`."""
+        self.on_unanswered: Callable[[Usage, bool], None] | None = None
+        """Told what an attempt without a reply used and whether that is known, if there is somebody
+        to tell: a journal has only replies."""
         self._in_flight = 0
         self._aside = NOTHING
         self._dearest: float | None = None
@@ -106,7 +112,7 @@ class Meter:
             ("seconds", budget.seconds, self.seconds if budget.seconds is not None else 0.0, 0.0),
         ):
             if limit is not None and known + guessed >= limit:
-                cut = f", and about {guessed:g} by attempts that were cut off" if guessed else ""
+                cut = f", and about {guessed:g} by attempts without an answer" if guessed else ""
                 raise BudgetReached(
                     f"the budget of {limit:g} {name} is reached ({known:g} used{cut})"
                 )
@@ -159,10 +165,21 @@ class Meter:
         self._add(completion.policy or completion.model, usage)
         return completion if usage is completion.usage else replace(completion, usage=usage)
 
-    def charge_failure(self, calls: int) -> None:
-        """Count `calls` attempts that brought no reply (what they cost is not known)."""
+    def charge_failure(
+        self, calls: int, bill: tuple[int, int] | None = None, *, model: str = ""
+    ) -> None:
+        """Count `calls` attempts that brought no reply; with `bill` the last of them has used so
+        many prompt and completion tokens of `model` nevertheless."""
         self.failed_calls += calls
         self._add("", Usage(calls=calls))
+        if bill is not None:
+            usd = self._usd(*bill, model)
+            usage = Usage(
+                prompt_tokens=bill[0], completion_tokens=bill[1], usd=usd or 0.0,
+                unpriced=int(usd is None),
+            )  # fmt: skip
+            self._add(model, usage)
+            self._tell(usage, True)
 
     def charge_unconfirmed(self, request: Request, model: str = "") -> None:
         """An attempt was cut off: whoever was asked may bill its prompt, about a token for four
@@ -170,7 +187,9 @@ class Meter:
         not guessed."""
         tokens = most_tokens(request)[0] // _BYTES_PER_TOKEN
         usd = self._usd(tokens, 0, request.policy or model) or 0.0
-        self.unconfirmed += Usage(calls=1, prompt_tokens=tokens, usd=usd)
+        usage = Usage(calls=1, prompt_tokens=tokens, usd=usd)
+        self.unconfirmed += usage
+        self._tell(usage, False)
 
     def estimate(
         self, calls: int, prompt_tokens: int, completion_tokens: int, *, model: str
@@ -193,6 +212,10 @@ class Meter:
         usd = self.total.usd + self.unconfirmed.usd + self._aside.usd
         tokens = self.total.tokens + self.unconfirmed.tokens + self._aside.tokens
         return usd + share.usd <= most_usd and tokens + share.tokens <= most_tokens
+
+    def _tell(self, usage: Usage, known: bool) -> None:
+        if self.on_unanswered is not None:
+            self.on_unanswered(usage, known)
 
     def _add(self, name: str, usage: Usage) -> None:
         self.total += usage
@@ -227,18 +250,21 @@ class Metered:
         try:
             completion = await self._inner.complete(request)
         except BaseException as error:  # however it ended: the attempt was made
-            self.meter.charge_failure(error.calls if isinstance(error, ModelError) else 1)
-            if _cut_off(error):
-                self.meter.charge_unconfirmed(request, self._model)
+            self._charge(request, error)
             raise
         else:
             return self.meter.charge(completion, self._model)
         finally:
             self.meter.release(share)
 
-
-def _cut_off(error: BaseException) -> bool:
-    """Whether the attempt was under way when it was given up."""
-    if isinstance(error, ModelError):
-        return error.reason == "model_timeout"
-    return isinstance(error, asyncio.CancelledError)
+    def _charge(self, request: Request, error: BaseException) -> None:
+        calls, bill = 1, None
+        if isinstance(error, ModelError):
+            calls, bill = error.calls, error.bill
+        elif isinstance(error, asyncio.CancelledError):  # given up while it was under way
+            bill = UNTOLD
+        if bill == UNTOLD:
+            self.meter.charge_failure(calls)
+            self.meter.charge_unconfirmed(request, self._model)
+        else:
+            self.meter.charge_failure(calls, bill, model=request.policy or self._model)

@@ -70,6 +70,8 @@ class OpenAIProvider:
                 async with create(**body, extra_headers=_PLAIN) as raw:
                     return await self._read(raw)
         except (TimeoutError, openai.APITimeoutError) as error:
+            if _unconnected(error):
+                raise faults.unreachable(self.base_url, error) from error
             raise faults.timed_out(self.base_url, self.timeout) from error
         except openai.APIStatusError as error:
             raise faults.from_status(
@@ -80,7 +82,8 @@ class OpenAIProvider:
             told = f"the request holds text that is not Unicode: {error}"
             raise ModelError(told, calls=0) from error  # nothing was sent
         except openai.APIConnectionError as error:
-            raise faults.unreachable(self.base_url, error.__cause__ or error) from error
+            fault = faults.unreachable if _unconnected(error) else faults.lost
+            raise fault(self.base_url, error.__cause__ or error) from error
 
     async def _read(self, raw: Any) -> bytes:
         """The body, at most `faults.MAX_BODY` bytes of it."""
@@ -96,5 +99,11 @@ class OpenAIProvider:
         except (ModelError, TimeoutError):
             raise
         except Exception as error:  # of whichever HTTP library the SDK has chosen
-            raise faults.unreachable(self.base_url, error) from error
+            raise faults.lost(self.base_url, error) from error
         return b"".join(chunks)
+
+
+def _unconnected(error: Exception) -> bool:
+    """Whether no connection was made. By name, which both HTTP libraries that the SDK may have
+    chosen give it."""
+    return type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from copy import copy
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -18,7 +19,6 @@ from agentloop.models import faults, wire
 from agentloop.records import Completion, Request
 
 CONNECT_SECONDS = 5.0
-MAX_BODY = faults.MAX_BODY
 
 
 class _Named(BaseModel):
@@ -45,8 +45,9 @@ class OpenAICompatible:
         """`base_url` ends before `/chat/completions`; an empty `model` is the first of `/models`.
         `timeout` is for a whole call, in seconds. Without `native_tools` no tool is sent."""
         if not _usable(base_url):
+            shown = base_url.rpartition("@")[2].partition("?")[0]
             raise UsageError(
-                f"`{base_url.rpartition('@')[2]}` is not a base URL; "
+                f"`{shown}` is not a base URL; "
                 "write http(s)://host[:port]/v1 and put the key in OPENAI_API_KEY"
             )
         if not api_key.strip().isprintable():
@@ -56,11 +57,12 @@ class OpenAICompatible:
         self._key = api_key.strip()
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._asking: asyncio.Future[list[str]] | None = None
 
     async def complete(self, request: Request) -> Completion:
         """One reply. Raises `ModelError`."""
         if not self.model and not request.policy:
-            self.model = (await self.models())[0]
+            self.model = await self._first()
         body = wire.encode(
             request, self.model, extensions=self.extensions, native_tools=self.native_tools
         )
@@ -70,13 +72,28 @@ class OpenAICompatible:
             data, request, self.model, where=self.base_url, seconds=time.monotonic() - started
         )
 
+    async def _first(self) -> str:
+        """The name of the first model: calls that begin together ask for it together."""
+        asking = self._asking
+        if asking is None or asking.done() or asking.get_loop() is not asyncio.get_running_loop():
+            asking = self._asking = asyncio.ensure_future(self.models())
+            # Also when nobody waits for it any more, or asyncio would complain.
+            asking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            return (await asyncio.shield(asking))[0]
+        except ModelError as error:
+            raise copy(error) from error  # each caller counts its own attempts on it
+
     async def models(self) -> list[str]:
         """Names of the models that the endpoint serves, at least one. Raises `ModelError`."""
-        data = await self._send("GET", "/models", None)
         try:
+            data = await self._send("GET", "/models", None)
             return [model.id for model in _Models.model_validate_json(data).data]
         except ValidationError as error:
-            raise faults.unreadable(self.base_url, "no list of models") from error
+            raise ModelError(f"{self.base_url} gave no list of models", retryable=True) from error
+        except ModelError as error:
+            error.bill = None  # a list is free
+            raise
 
     async def close(self) -> None:
         """Close the connections; idempotent. A later call opens new ones."""
@@ -97,20 +114,23 @@ class OpenAICompatible:
                 raise faults.from_status(
                     response.status, text, response.headers, where=where, secret=self._key
                 )
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
+            retryable = not isinstance(error, aiohttp.ClientSSLError)
+            raise faults.unreachable(where, error, retryable=retryable) from error
+        except aiohttp.InvalidURL as error:
+            raise faults.unreachable(where, error, retryable=False) from error
         except TimeoutError as error:
             raise faults.timed_out(where, self.timeout) from error
-        except (aiohttp.ClientSSLError, aiohttp.InvalidURL) as error:
-            raise faults.unreachable(where, error, retryable=False) from error
         except aiohttp.ClientError as error:
-            raise faults.unreachable(where, error) from error
+            raise faults.lost(where, error) from error
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         chunks, size = [], 0
         while chunk := await response.content.readany():
             chunks.append(chunk)
             size += len(chunk)
-            if size > MAX_BODY:
-                raise ModelError(f"{self.base_url} sent more than {MAX_BODY >> 20} MiB")
+            if size > faults.MAX_BODY:
+                raise faults.oversized(self.base_url)
         return b"".join(chunks)  # of one chunk, as most answers are: not a copy
 
     def _open(self) -> aiohttp.ClientSession:
@@ -140,4 +160,4 @@ def _usable(base_url: str) -> bool:
     except ValueError:
         return False
     known = parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
-    return known and parts.username is None
+    return known and parts.username is None and "?" not in base_url

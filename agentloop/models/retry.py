@@ -34,9 +34,9 @@ class Retrying:
         deadline: float = DEADLINE,
         seed: int = 0,
     ) -> None:
-        """Before attempt k+1 it waits a random part of `min(cap, base * 2**(k-1))` seconds, or what
-        `Retry-After` said, at most 60 s. (Exponential backoff with "full jitter": M. Brooker,
-        AWS Architecture Blog, 2015.)"""
+        """Before attempt k+1 it waits a random part of `min(cap, base * 2**(k-1))` seconds, and no
+        less than what `Retry-After` said, up to 60 s. (Exponential backoff with "full jitter":
+        M. Brooker, AWS Architecture Blog, 2015.)"""
         self._inner, self._attempts, self._deadline = inner, attempts, deadline
         self._base, self._cap = base, cap
         self._random = random.Random(seed)
@@ -72,9 +72,8 @@ class Retrying:
         return replace(completion, usage=replace(completion.usage, calls=made))
 
     def _wait(self, error: ModelError, made: int) -> float:
-        if error.retry_after is not None:
-            return min(error.retry_after, RETRY_AFTER_CAP)
-        return self._random.uniform(0.0, min(self._cap, self._base * 2.0 ** (made - 1)))
+        asked = min(error.retry_after or 0.0, RETRY_AFTER_CAP)
+        return max(asked, self._random.uniform(0.0, min(self._cap, self._base * 2.0 ** (made - 1))))
 
 
 def _late(made: int, seconds: float, last: ModelError | None) -> ModelError:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from array import array
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import TypedDict
 
+from agentloop.errors import UNTOLD
 from agentloop.models import faults
 from agentloop.records import Completion, Json, Message, Request, ToolCall, ToolSpec, Usage
 
@@ -90,6 +93,12 @@ def _tool(tool: ToolSpec) -> dict[str, Any]:
 # --- in -----------------------------------------------------------------------------------------
 
 
+_MOST = 2**31 - 1
+"""Of a count of tokens: no context is near it."""
+_ROUNDING = 1e-3
+"""By how much a log-prob of a probability of 1 may be above 0, in half precision."""
+
+
 class _Shape(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
@@ -139,11 +148,18 @@ class _Usage(_Shape):
     prompt_tokens_details: _Cached | None = None
 
 
+class _Billed(_Shape):
+    usage: _Usage
+
+
 class _Answer(_Shape):
     choices: list[_Choice] = Field(min_length=1)
     model: str | None = None
     usage: _Usage | None = None
     prompt_token_ids: list[int] | None = None
+
+
+_S = TypeVar("_S", bound=_Shape)
 
 
 def decode(
@@ -153,21 +169,18 @@ def decode(
     asked. Raises a retryable `ModelError` when it holds no reply, and a final one when the request
     named a policy and another model answered: its tokens would be trained on as that policy's."""
     try:
-        answer = (
-            _Answer.model_validate_json(data)
-            if isinstance(data, bytes)
-            else _Answer.model_validate(data)
-        )
+        answer = _read(_Answer, data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         at = ".".join(str(part) for part in first["loc"])
-        raise faults.unreadable(where, f"{at or 'the body'}: {first['msg']}") from error
+        told = f"{at or 'the body'}: {first['msg']}"
+        raise faults.unreadable(where, told, _bill(data)) from error
     served = answer.model or request.policy or model
     if request.policy and served != request.policy:
-        raise faults.mislabelled(where, request.policy, served)
+        raise faults.mislabelled(where, request.policy, served, _bill(data))
     choice = answer.choices[0]
-    ids = None if choice.token_ids is None else tuple(choice.token_ids)
-    prompt = answer.prompt_token_ids or choice.prompt_token_ids
+    ids = _ids(choice.token_ids)
+    prompt = _ids(answer.prompt_token_ids or choice.prompt_token_ids)
     return Completion(
         message=Message(
             role="assistant",
@@ -179,11 +192,36 @@ def decode(
         usage=_usage(answer.usage or _Usage(), prompt, ids),
         model=served,
         policy=request.policy,
-        prompt_ids=None if prompt is None else tuple(prompt),
+        prompt_ids=prompt,
         completion_ids=ids,
         logprobs=_logprobs(choice.logprobs, ids),
         seconds=seconds,
     )
+
+
+def _read(shape: type[_S], data: bytes | dict[str, Any]) -> _S:
+    """What `data` holds, with `?` for half a surrogate pair, which no text can have and no
+    checkpoint keeps: a reply that was cut there is one all the same. Raises `ValidationError`."""
+    if isinstance(data, bytes):
+        with suppress(ValidationError):
+            return shape.model_validate_json(data)
+    try:
+        value = json.loads(data) if isinstance(data, bytes) else data
+        text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+    except (ValueError, TypeError, RecursionError):  # no JSON: let the error say where
+        if isinstance(data, bytes):
+            return shape.model_validate_json(data)
+        return shape.model_validate(data)
+    return shape.model_validate_json(text)
+
+
+def _bill(data: bytes | dict[str, Any]) -> tuple[int, int]:
+    """The token counts in an answer that is refused."""
+    try:
+        usage = _usage(_read(_Billed, data).usage, None, None)
+    except ValidationError:
+        return UNTOLD
+    return usage.prompt_tokens, usage.completion_tokens
 
 
 def _text(content: str | list[_Part] | None) -> str:
@@ -221,26 +259,37 @@ def _arguments(given: str | dict[str, Any] | None) -> dict[str, Json]:
     return value if isinstance(value, dict) else {UNPARSED: given}
 
 
-def _usage(usage: _Usage, prompt: list[int] | None, ids: tuple[int, ...] | None) -> Usage:
-    """Token counts; where the server gives none, the lengths of the ids it gave."""
-    counts = (
-        usage.prompt_tokens if usage.prompt_tokens is not None else len(prompt or ()),
-        usage.completion_tokens if usage.completion_tokens is not None else len(ids or ()),
-        usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0,
-    )
-    prompt_tokens, completion_tokens, cached_tokens = (max(0, count or 0) for count in counts)
+def _ids(given: list[int] | None) -> tuple[int, ...] | None:
+    """Token ids; nothing where one of them cannot be an id: no such row could be trained on."""
+    if given is None:
+        return None
+    try:
+        array("I", given)  # 32 bits, unsigned: the quickest way to look at all of them
+    except OverflowError:
+        return None
+    return tuple(given)
+
+
+def _usage(usage: _Usage, prompt: tuple[int, ...] | None, ids: tuple[int, ...] | None) -> Usage:
+    """Token counts; where the server gives none that can be one, the lengths of the ids it gave."""
+
+    def count(told: int | None, known: int) -> int:
+        return told if told is not None and 0 <= told <= _MOST else known
+
+    details = usage.prompt_tokens_details or _Cached()
     return Usage(
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        cached_tokens=cached_tokens,
+        prompt_tokens=count(usage.prompt_tokens, len(prompt or ())),
+        completion_tokens=count(usage.completion_tokens, len(ids or ())),
+        cached_tokens=count(details.cached_tokens, 0),
         calls=1,
     )
 
 
 def _logprobs(given: _Logprobs | None, ids: tuple[int, ...] | None) -> tuple[float, ...] | None:
-    """One finite log-prob per id, or nothing: a partial list would misalign a training row."""
+    """One finite log-prob per id, none above 0 (but for rounding), or nothing: a partial list would
+    misalign a training row."""
     if given is None or given.content is None or ids is None:
         return None
     values = tuple(entry["logprob"] for entry in given.content)
-    usable = len(values) == len(ids) and all(math.isfinite(value) for value in values)
-    return values if usable else None
+    usable = len(values) == len(ids) and all(map(math.isfinite, values))
+    return values if usable and max(values, default=0.0) <= _ROUNDING else None

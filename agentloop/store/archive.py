@@ -7,6 +7,7 @@ Current state (aliases) is read from append-only rows, so a rollback is one more
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,8 @@ from agentloop.store.query import Draft, Entry, Fences, Query
 from agentloop.store.versions import Versions
 from agentloop.trajectories.codec import from_json, to_json
 
-_OWN = frozenset((*KINDS, "episode", "score", "alias", "verdict", "step", "call"))
+_UNANSWERED = "unanswered"
+_OWN = frozenset((*KINDS, "episode", "score", "alias", "verdict", "step", "call", _UNANSWERED))
 
 
 class Archive(Versions):
@@ -148,10 +150,29 @@ class Archive(Versions):
         draft = Draft(kind="call", key=key, body=to_json(completion), scope=scope)
         await self.log.append_async([draft])
 
+    async def add_unanswered(self, usage: Usage, known: bool, *, scope: str = "") -> None:
+        """Note an attempt of a run that brought no reply, and what it used: `known` from an answer
+        that was refused, else guessed."""
+        body: dict[str, Json] = {"usage": to_json(usage), "known": known}
+        key = f"{scope}/{secrets.token_hex(8)}"
+        await self.log.append_async([Draft(kind=_UNANSWERED, key=key, body=body, scope=scope)])
+
     def spent(self, scope: str) -> Usage:
-        """What the journaled calls of a run used in all."""
+        """What the journaled calls of a run used in all, and the answers that were refused."""
         entries = self.log.read(Query(kinds=("call",), scope=scope))
-        return sum((from_json(Completion, one.body).usage for one in entries), Usage())
+        replies = sum((from_json(Completion, one.body).usage for one in entries), Usage())
+        return replies + self._unanswered(scope, True)
+
+    def unconfirmed(self, scope: str) -> Usage:
+        """What may be on the bill of a run beside, by an estimate: attempts without an answer."""
+        return self._unanswered(scope, False)
+
+    def _unanswered(self, scope: str, known: bool) -> Usage:
+        bodies: Iterator[Any] = (
+            one.body for one in self.log.read(Query(kinds=(_UNANSWERED,), scope=scope))
+        )
+        usages = (from_json(Usage, one["usage"]) for one in bodies if one["known"] is known)
+        return sum(usages, Usage())
 
     def add_event(self, kind: str, key: str, scope: str, body: Json) -> None:
         """Note anything else, under a kind of the caller's own."""

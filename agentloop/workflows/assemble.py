@@ -192,10 +192,11 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
         transport = connect(model_spec, scripted=_script(loaded, model_spec), endpoint=endpoint)
         stack.push_async_callback(transport.close)
         budget = options.budget or spec.budget
-        before = stack.enter_context(counted(archive, options.run)) if budget.seconds else 0.0
+        before = 0.0 if options.live else stack.enter_context(counted(archive, options.run))
         meter = Meter(
-            budget, prices(spec, model_spec), spent=archive.spent(options.run), seconds=before
-        )
+            budget, prices(spec, model_spec), spent=archive.spent(options.run),
+            unconfirmed=archive.unconfirmed(options.run), seconds=before,
+        )  # fmt: skip
         model = lend_model(
             spec, model_spec, transport, meter=meter, stack=stack,
             journal=None if options.live else ScopedJournal(archive, options.run),

@@ -7,6 +7,7 @@ since a row must come from the policy that it names.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -21,7 +22,7 @@ from agentloop.models.journal import Journaled
 from agentloop.models.limits import Rate
 from agentloop.models.meter import FREE, Meter
 from agentloop.ports import Model
-from agentloop.records import Completion
+from agentloop.records import Completion, Usage
 from agentloop.store.archive import Archive
 from agentloop.workflows.schema import Workflow
 
@@ -44,6 +45,32 @@ class ScopedJournal:
         """Record a reply; durable when this returns."""
         await self.archive.add_call(key, completion, scope=self.scope)
 
+    async def add_unanswered(self, usage: Usage, known: bool) -> None:
+        """Note what an attempt without a reply used; durable when this returns."""
+        await self.archive.add_unanswered(usage, known, scope=self.scope)
+
+
+class _Notes:
+    """Writes what the meter tells of attempts without a reply, together with what else is written
+    at that moment: a server that goes down breaks many at once."""
+
+    def __init__(self, journal: ScopedJournal) -> None:
+        self._journal = journal
+        self._writing: set[asyncio.Task[None]] = set()
+
+    def __call__(self, usage: Usage, known: bool) -> None:
+        task = asyncio.create_task(self._journal.add_unanswered(usage, known))
+        self._writing.add(task)
+        task.add_done_callback(self._written)
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._writing.discard(task)
+
+    async def close(self) -> None:
+        """Wait for the notes under way. Raises `StoreError` when one could not be made."""
+        await asyncio.gather(*self._writing)
+
 
 def check_calls(
     workflow: Workflow, model: ModelSpec, environ: Mapping[str, str] = os.environ
@@ -63,18 +90,29 @@ def check_calls(
                     "`cache: true` needs a model with a name, or another one's replies could be "
                     f"given out; write `model: {spec.base_url}#NAME`"
                 )
+    if not model.local:
+        _priced(workflow, specs)
+
+
+def _priced(workflow: Workflow, specs: Sequence[ModelSpec]) -> None:
+    """Raises `UsageError` where dollars are limited and no price can ever be known."""
+    limited, instead = "", ""
     budgets = (workflow.budget, workflow.budget.month)
-    limited = [one for one in budgets if one.usd is not None and one.tokens is None]
-    if not limited or model.local:
-        return  # tokens end a run whose dollars are not known
-    meter = Meter(prices=prices(workflow, model))
+    if any(one.usd is not None and one.tokens is None for one in budgets):
+        limited, instead = "budget.usd", "limit `budget.tokens` as well"  # they end such a run
+    if workflow.limits.usd is not None:
+        limited, instead = "limits.usd", "leave it out: `limits.tokens` holds in any case"
+    if not limited:
+        return
+    meter = Meter(prices=prices(workflow, specs[0]))
     for spec in specs:
-        known = not spec.model or spec.kind == "litellm"  # the reply will tell
-        if not known and meter.estimate(1, 1, 1, model=spec.model) is None:
+        told = spec.kind == "litellm" or (not spec.model and workflow.prices)  # by the reply
+        if not told and meter.estimate(1, 1, 1, model=spec.model) is None:
+            name = spec.model or '"*"'
             raise UsageError(
-                f"`budget.usd` cannot be kept without the price of `{spec.model}`; add "
-                f"`prices: {{{spec.model}: {{prompt: X, completion: Y}}}}` (dollars per million "
-                "tokens), or limit `budget.tokens` as well"
+                f"`{limited}` cannot be kept without the price of `{spec.model or spec.base_url}`; "
+                f"add `prices: {{{name}: {{prompt: X, completion: Y}}}}` (dollars per million "
+                f"tokens), or {instead}"
             )
 
 
@@ -83,7 +121,7 @@ def lend_model(
     journal: ScopedJournal | None, stack: AsyncExitStack,
 ) -> Model:  # fmt: skip
     """The whole chain (see `agentloop.models`). `stack` closes transports of fallbacks, and waits
-    for replies that are still being recorded. Without a journal nothing that is asked or replied
+    for what is still being recorded. Without a journal nothing that is asked or replied
     is kept, in the response cache neither."""
 
     def one(spec: ModelSpec, transport: Model) -> Model:
@@ -106,6 +144,9 @@ def lend_model(
         model = Fallbacks(models)
     if journal is None:
         return model
+    notes = _Notes(journal)
+    stack.push_async_callback(notes.close)
+    meter.on_unanswered = notes
     journaled = Journaled(model, journal)
     stack.push_async_callback(journaled.close)
     return journaled

@@ -77,6 +77,9 @@ class Ledger:
             used |= {"usd": spent.usd, "tokens": spent.tokens}
         else:
             used |= {"usd": report["cost"]["usd"], "tokens": report["cost"]["tokens"]}
+        guessed = self.archive.unconfirmed(cycle)
+        used["usd"] += guessed.usd
+        used["tokens"] += guessed.tokens
         if seconds:
             used["seconds"] = seconds_of(self.archive, cycle)
         return used

@@ -6,12 +6,15 @@ scripts rely on, so they change only with the schema version.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from agentloop.lanes.decide import Decision
-from agentloop.records import Proposal, Usage, Verdict
+from agentloop.models.meter import Meter
+from agentloop.records import Proposal, Verdict
 from agentloop.records.base import record
+from agentloop.store.archive import Archive
+from agentloop.workflows.seconds import killed
 
 LANES = ("instructions", "skills", "policy")
 WORN = 3
@@ -57,12 +60,29 @@ class LaneReport:
 
 
 @record
+class Unconfirmed:
+    """What may be on the bill beside what is known."""
+
+    calls: int = 0
+    """Attempts that ended without an answer: cut off, or the connection was lost."""
+    tokens: int = 0
+    """Of their prompts, by an estimate."""
+    usd: float = 0.0
+    """For these tokens."""
+    killed: int = 0
+    """Processes that were killed at this run: what they had asked just then is in no count."""
+
+
+@record
 class Cost:
-    """What the cycle used in all."""
+    """What a run or cycle used in all, over all processes that worked on it."""
 
     usd: float
     tokens: int
     seconds: float
+    unpriced: int = 0
+    """Calls without a known price: with any, `usd` is a lower bound."""
+    unconfirmed: Unconfirmed = Unconfirmed()
 
 
 @record
@@ -139,10 +159,13 @@ def _lane(proposal: Proposal, decision: Decision, promoted: bool) -> LaneReport:
     )  # fmt: skip
 
 
-def total_cost(usages: Mapping[str, Usage], seconds: float) -> Cost:
-    """Sum over models."""
+def cost_of(meter: Meter, archive: Archive, run: str, seconds: float) -> Cost:
+    """What `run` has cost so far by its ledger; `seconds` are the caller's."""
+    total, guessed = meter.total, meter.unconfirmed
     return Cost(
-        usd=sum(usage.usd for usage in usages.values()),
-        tokens=sum(usage.tokens for usage in usages.values()),
-        seconds=seconds,
-    )
+        usd=total.usd, tokens=total.tokens, seconds=seconds, unpriced=total.unpriced,
+        unconfirmed=Unconfirmed(
+            calls=guessed.calls, tokens=guessed.tokens, usd=guessed.usd,
+            killed=killed(archive, run),
+        ),
+    )  # fmt: skip

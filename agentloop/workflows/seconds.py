@@ -1,5 +1,5 @@
 """How long a run took over all processes that worked on it, for a budget of seconds that holds when
-the run is resumed.
+the run is resumed, and how many of them were killed.
 
 In: the log and a run's id. Out: the seconds that were used before. Each process notes when it
 begins and when it ends; of one that was killed, the last call or finished stage that the log has
@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 from agentloop.store.archive import Archive
 from agentloop.store.query import Query
@@ -35,6 +36,13 @@ def seconds_of(archive: Archive, run: str) -> float:
     """The seconds that processes worked on `run`; between its first and its last note where none
     of them was `counted`."""
     return _spent(archive, run)[0]
+
+
+def killed(archive: Archive, run: str) -> int:
+    """How many processes ended without a note before another one took `run` up: what they had asked
+    at that moment is in no count."""
+    kinds = [one.kind for one in archive.read(Query(kinds=(_BEGUN, _ENDED), scope=run))]
+    return sum(one == then == _BEGUN for one, then in pairwise(kinds))
 
 
 def _spent(archive: Archive, run: str) -> tuple[float, int]:

@@ -16,7 +16,7 @@ from agentloop.cli.app import app
 from agentloop.store.archive import Archive
 
 Data = Callable[..., Any]
-COST = {"usd", "tokens", "seconds"}
+COST = {"usd", "tokens", "seconds", "unpriced", "unconfirmed"}
 COUNTS = {"drift", "partial_groups"}
 HELD_OUT = {
     "n", "champion", "challenger", "effect", "ci95", "p", "planned", "stopped", "alpha", "use",
@@ -32,7 +32,8 @@ def test_run_and_eval(tiny: str, home: Path, data: Data) -> None:
     assert told["n"] == 4 == told["succeeded"] + told["failed"] and set(told["cost"]) == COST
     assert told["by_reason"] == {"wrong_answer": told["failed"]}
     rated = data("eval", tiny, "--bundle", "champion", "--n", "40")
-    assert set(rated) == {"n", "successes", "rate", "bundle", "seconds", *COUNTS}
+    assert set(rated) == {"n", "successes", "rate", "bundle", "seconds", "cost", *COUNTS}
+    assert set(rated["cost"]) == COST and rated["cost"]["tokens"] > 0
     assert rated["rate"] == rated["successes"] / rated["n"] == 0.5
     assert data("eval", tiny, "--bundle", rated["bundle"], "--n", "40")["rate"] == 0.5
 

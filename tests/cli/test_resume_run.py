@@ -86,7 +86,9 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert other.returncode == 2 and "repeat its options" in other.stderr
     resumed = agentloop(*run, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert json.loads(resumed.stdout)["run"] == kept.name
+    told = json.loads(resumed.stdout)
+    assert told["run"] == kept.name
+    assert told["cost"]["unconfirmed"]["killed"] == 1, "what it had just asked is in no count"
     effects = (folder / "effects.txt").read_text().splitlines()
     assert len(effects) == len(set(effects)) == 24
     assert len((folder / "calls.txt").read_text().splitlines()) == 48

@@ -124,7 +124,7 @@ def test_run_eval_and_cycle_work_unedited(
         assert ran["n"] == 6 == ran["succeeded"] + ran["failed"]
         assert ran["by_reason"] == {"wrong_answer": ran["failed"]}
         assert 0 < ran["succeeded"] < 6
-        assert ran["cost"].keys() == {"usd", "tokens", "seconds"}
+        assert list(ran["cost"]) == COST
         assert ran["cost"]["tokens"] == 10 * fake.calls
 
         before = as_json(capsys, "eval", "mine", "--n", "12", "--seed", "0")
@@ -148,6 +148,9 @@ def test_run_eval_and_cycle_work_unedited(
     assert verified["ok"] and verified["rows"] > 100 and verified["problems"] == []
 
 
+COST = ["usd", "tokens", "seconds", "unpriced", "unconfirmed"]
+
+
 def check_report(report: dict[str, Any]) -> None:
     """The JSON contract of `cycle`, key by key."""
     assert list(report)[:6] == ["cycle", "state", "heldout", "lanes", "cost", "bundle"]
@@ -161,7 +164,7 @@ def check_report(report: dict[str, Any]) -> None:
             "state", "candidate", "effect", "ci95", "p", "tokens_ratio", "seconds", "reason",
         ]  # fmt: skip
         assert lane["state"] in ("promoted", "kept", "failed", "skipped")
-    assert list(report["cost"]) == ["usd", "tokens", "seconds"]
+    assert list(report["cost"]) == COST
     low, high = report["heldout"]["ci95"]
     assert low <= report["heldout"]["effect"] <= high
     assert isinstance(report["cycle"], str) and isinstance(report["bundle"], str)

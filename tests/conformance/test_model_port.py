@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from fake_endpoint import FakeEndpoint, Reply, chat
 
-from agentloop.errors import ModelError
+from agentloop.errors import UNTOLD, ModelError
+from agentloop.models import openai, openai_compatible
 from agentloop.models.connect import Connected
 from agentloop.models.litellm import LiteLLM
 from agentloop.models.openai import OpenAIProvider
@@ -185,13 +186,13 @@ def test_the_script_gives_the_same_record() -> None:
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
 def test_not_retryable(make: Make, status: int) -> None:
     error = refused(make, status)
-    assert (error.reason, error.retryable) == ("model_error", False)
+    assert (error.reason, error.retryable, error.bill) == ("model_error", False, None)
 
 
 @pytest.mark.parametrize("status", [409, 429, 500, 502, 503, 529])
 def test_retryable(make: Make, status: int) -> None:
     error = refused(make, status)
-    assert (error.reason, error.retryable) == ("model_error", True)
+    assert (error.reason, error.retryable, error.bill) == ("model_error", True, None)
 
 
 def test_context_overflow(make: Make) -> None:
@@ -222,7 +223,7 @@ def test_429_is_tried_once_more_after_what_the_endpoint_said(make: Make) -> None
 def test_hang_past_the_deadline(make: Make) -> None:
     started = time.monotonic()
     error = refused(make, Reply("", delay=30), timeout=0.3)
-    assert (error.reason, error.retryable) == ("model_timeout", True)
+    assert (error.reason, error.retryable, error.bill) == ("model_timeout", True, UNTOLD)
     assert time.monotonic() - started < (20 if make is _litellm else 5)
 
 
@@ -237,9 +238,24 @@ def test_hang_past_the_deadline(make: Make) -> None:
     ],
     ids=["truncated-json", "html", "empty-choices", "null-choices", "connection-cut"],
 )
-def test_not_a_reply(make: Make, reply: Reply) -> None:
+def test_not_a_reply_and_perhaps_billed(make: Make, reply: Reply) -> None:
     error = refused(make, reply)
     assert (error.reason, error.retryable) == ("model_error", True)
+    assert error.bill is not None
+
+
+def test_an_answer_that_is_no_reply_says_what_it_cost(make: Make) -> None:
+    error = refused(make, Reply({**chat("x", usage=(5000, 1000)), "choices": [{"message": 5}]}))
+    assert error.retryable
+    assert error.bill == ((5000, 1000) if make is not _litellm else UNTOLD)
+
+
+def test_an_answer_of_another_model_than_the_policy_says_what_it_cost(make: Make) -> None:
+    if make is _litellm:
+        pytest.skip("a policy is a served adapter; litellm wants `provider/NAME`")
+    with FakeEndpoint(chat("x", usage=(50, 10))) as fake, pytest.raises(ModelError) as caught:
+        ask(make, fake, Request(messages=REQUEST.messages, policy="adapter-1"))
+    assert caught.value.bill == (50, 10)
 
 
 def test_connection_refused(make: Make) -> None:
@@ -249,6 +265,27 @@ def test_connection_refused(make: Make) -> None:
     with pytest.raises(ModelError) as caught:
         ask(make, f"http://127.0.0.1:{port}/v1")
     assert (caught.value.reason, caught.value.retryable) == ("model_error", True)
+    assert make is _litellm or caught.value.bill is None  # litellm does not tell it from a lost one
+
+
+def test_a_connection_that_is_not_made_in_time_is_not_a_slow_answer(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if make is _litellm:
+        pytest.skip("its one deadline is for the whole call")
+    monkeypatch.setattr(openai_compatible, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(openai, "_CONNECT_SECONDS", 0.3)
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for waiting in (first, second):  # nobody accepts them, and there is room for one
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        time.sleep(0.05)
+        with pytest.raises(ModelError, match="cannot be reached") as caught:
+            ask(make, f"http://127.0.0.1:{full.getsockname()[1]}/v1")
+    assert (caught.value.reason, caught.value.retryable) == ("model_error", True)
+    assert caught.value.bill is None
 
 
 def test_the_key_is_in_no_error_and_follows_no_redirect(make: Make) -> None:

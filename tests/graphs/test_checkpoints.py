@@ -22,6 +22,7 @@ from langgraph.graph.message import add_messages
 from langgraph.types import Send
 
 from agentloop.errors import StoreError, UsageError
+from agentloop.graphs.checkpoint_file import ThreadFile
 from agentloop.graphs.checkpoints import DeltaSaver
 from agentloop.trajectories.redact import Redactor
 
@@ -237,6 +238,21 @@ def test_no_secret_reaches_the_disk(tmp_path: Path) -> None:
     assert isinstance(human, HumanMessage) and isinstance(ai, AIMessage)
     assert ai.content == "it is [redacted:MY_KEY]"
     assert found.metadata["about"] == "[redacted:MY_KEY]"  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize("size", [47, 48, 57, 65, 90, 97, 122, 256 + 48, 256 + 122])
+def test_a_key_is_found_where_its_length_looks_like_a_letter_before_it(
+    tmp_path: Path, size: int
+) -> None:
+    """`0` to `9`, `A` to `Z` and `a` to `z` are the bytes 48 to 57, 65 to 90 and 97 to 122."""
+    letters = "U1KGUrZ4Yndn739FhQ3AaqEjlY2AN5iyasxSGoed"
+    key = "sk-proj-" + (letters * 10)[: size - 8]
+    thread = ThreadFile(tmp_path / "thread", "t", Redactor({}))
+    for value in (key, [key], {"text": key}, key.encode()):
+        with thread.writing():
+            thread.add_note(value)
+    assert b"sk-proj" not in (tmp_path / "thread").read_bytes()
+    assert "sk-proj" not in repr(thread.notes) and len(thread.notes) == 4
 
 
 def test_a_secret_that_only_its_key_tells_does_not_reach_the_disk(tmp_path: Path) -> None:

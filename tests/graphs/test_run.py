@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 import threading
 import time
@@ -177,6 +178,56 @@ def test_a_log_that_cannot_be_written_stops_the_run_at_once() -> None:
     with pytest.raises(StoreError, match="disk full"):
         rollouts(model, [attempt(f"{n}") for n in range(50)], concurrency=1, on_done=full)
     assert model.calls == 1
+
+
+def test_a_journal_that_cannot_be_written_stops_the_run_at_once() -> None:
+    calls = []
+
+    def reply(request: Request) -> str:
+        calls.append(request)
+        raise StoreError("the disk is full")
+
+    done: list[Episode] = []
+    orders = [attempt(f"{n}") for n in range(20)]
+    with pytest.raises(StoreError, match="disk is full"):
+        rollouts(reply, orders, concurrency=2, on_done=done.append)
+    assert len(calls) <= 2 and done == []
+
+
+def test_a_graph_that_hides_a_broken_journal_stops_the_run_too() -> None:
+    calls = []
+
+    async def stubborn(state: Any, runtime: Runtime[RunContext]) -> dict[str, Any]:
+        for _ in range(5):
+            with suppress(StoreError):
+                await lent(runtime).model.complete(
+                    Request(messages=(Message(role="user", content="x"),))
+                )
+        return {"answer": "hidden"}
+
+    def reply(request: Request) -> str:
+        calls.append(request)
+        raise StoreError("the disk is full")
+
+    with pytest.raises(StoreError, match="disk is full"):
+        rollouts(reply, [attempt("a"), attempt("b")], graph=_single(stubborn), concurrency=1)
+    assert len(calls) == 1
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "steps"
+
+    def reply(request: Request) -> str:
+        if folder.is_dir():
+            shutil.rmtree(folder)
+            folder.touch()  # no file can be made in it
+        return "Answer: 1"
+
+    model = Scripted(reply)
+    orders = [attempt(f"{n}") for n in range(20)]
+    with pytest.raises(StoreError, match="cannot be written"):
+        rollouts(model, orders, concurrency=2, checkpoints=folder)
+    assert model.calls <= 2
 
 
 def test_a_graph_that_hides_a_limit_is_still_over_it() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from agentloop.errors import BudgetReached, ModelError
+from agentloop.models import faults
 from agentloop.models.meter import FREE, Meter, Metered
 from agentloop.models.retry import Retrying
 from agentloop.models.scripted import Scripted
@@ -257,7 +258,7 @@ class Stuck:
 LONG = Request(messages=(Message(role="user", content="word" * 100),))
 
 
-@pytest.mark.parametrize("error", [None, ModelError("late", reason="model_timeout")])
+@pytest.mark.parametrize("error", [None, faults.timed_out("late", 1), faults.oversized("there")])
 @pytest.mark.parametrize("budget", [Budget(tokens=90), Budget(usd=90e-6)], ids=["tokens", "usd"])
 def test_the_prompt_of_an_attempt_that_was_cut_off_counts_towards_the_budget(
     error: ModelError | None, budget: Budget
@@ -265,16 +266,27 @@ def test_the_prompt_of_an_attempt_that_was_cut_off_counts_towards_the_budget(
     """The prompt's 400 bytes and its frame are about 104 tokens."""
     meter = Meter(budget, {"*": (1.0, 1.0)})
     inner = Stuck(error)
-    with pytest.raises(ModelError, match=r"tried once|late"):
+    with pytest.raises(ModelError, match=r"tried once|late|MiB"):
         asyncio.run(Retrying(Metered(inner, meter), deadline=0.05).complete(LONG))
     assert meter.unconfirmed == Usage(calls=1, prompt_tokens=104, usd=pytest.approx(104e-6))
     assert meter.total == Usage(calls=1)
-    with pytest.raises(BudgetReached, match=r"\(0 used, and about .*104.* that were cut off\)"):
+    with pytest.raises(BudgetReached, match=r"\(0 used, and about .*104.* without an answer\)"):
         asyncio.run(Metered(inner, meter).complete(REQUEST))
     assert inner.calls == 1
 
 
-def test_an_attempt_that_was_refused_or_lost_is_not_guessed_at() -> None:
+def test_an_answer_that_is_refused_has_cost_what_it_says() -> None:
+    meter = Meter(Budget(tokens=90), {"big": (1e6, 2e6)})
+    refused = Stuck(faults.unreadable("there", "no choices", (60, 30)))
+    with pytest.raises(ModelError):
+        asyncio.run(Metered(refused, meter, model="big").complete(LONG))
+    assert meter.total == Usage(prompt_tokens=60, completion_tokens=30, usd=120.0, calls=1)
+    assert meter.by_model["big"].usd == 120.0 and meter.unconfirmed == Usage()
+    with pytest.raises(BudgetReached, match="90 tokens"):
+        asyncio.run(Metered(refused, meter, model="big").complete(LONG))
+
+
+def test_an_attempt_that_was_refused_is_not_guessed_at() -> None:
     meter = Meter(Budget(tokens=90))
     refused = Stuck(ModelError("refused"))
     with pytest.raises(ModelError):

@@ -9,7 +9,7 @@ import pytest
 from fake_endpoint import FakeEndpoint, Reply, chat
 
 from agentloop.errors import ModelError, UsageError
-from agentloop.models import openai_compatible
+from agentloop.models import faults
 from agentloop.models.openai_compatible import OpenAICompatible
 from agentloop.records import Completion, Message, Request, Sampling, ToolSpec
 
@@ -63,6 +63,23 @@ def test_an_unnamed_model_is_the_first_of_the_endpoint() -> None:
     assert fake.payloads[0]["model"] == "first"
 
 
+def test_calls_that_begin_together_ask_for_the_models_once() -> None:
+    async def scenario(fake: FakeEndpoint, key: str) -> list[Completion | BaseException]:
+        model = OpenAICompatible(fake.base_url, key)
+        calls = (model.complete(HELLO) for _ in range(64))
+        try:
+            return await asyncio.gather(*calls, return_exceptions=True)
+        finally:
+            await model.close()
+
+    with FakeEndpoint(models=("first", "second"), key="k") as fake:
+        done = asyncio.run(scenario(fake, "k"))
+        assert {type(one) for one in done} == {Completion} and fake.listings == 1
+        failed = asyncio.run(scenario(fake, "another"))
+        assert {type(one) for one in failed} == {ModelError} and fake.listings == 2
+        assert len({id(one) for one in failed}) == 64
+
+
 def test_an_endpoint_without_models_says_so() -> None:
     with FakeEndpoint(models=()) as fake, pytest.raises(ModelError, match="no list of models"):
         once(fake)
@@ -77,7 +94,7 @@ def test_a_redirect_is_refused_and_not_followed() -> None:
 
 
 def test_a_body_over_the_cap_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_compatible, "MAX_BODY", 2**20)
+    monkeypatch.setattr(faults, "MAX_BODY", 2**20)
     with FakeEndpoint("x" * 2**21) as fake, pytest.raises(ModelError, match="more than 1 MiB"):
         once(fake, model="m")
 
@@ -116,7 +133,15 @@ def test_one_instance_works_again_after_close() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://host/v1", "host/v1", "http://", "http://u:secret@host/v1", "http://h:x/"]
+    "url",
+    [
+        "ftp://host/v1",
+        "host/v1",
+        "http://",
+        "http://u:secret@host/v1",
+        "http://h:x/",
+        "http://host/v1?key=secret",
+    ],
 )
 def test_a_url_that_cannot_work_is_a_usage_error(url: str) -> None:
     with pytest.raises(UsageError) as caught:

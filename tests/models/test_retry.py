@@ -78,6 +78,13 @@ def test_waits_what_the_endpoint_said_but_not_absurdly_long(
     assert waits(monkeypatch, 1, 0, retry_after=said, **AGAIN) == [waited]
 
 
+def test_an_endpoint_that_asks_for_no_wait_is_not_asked_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept = waits(monkeypatch, 6, 1, retry_after=0.0, **AGAIN)
+    assert slept == waits(monkeypatch, 6, 1, **AGAIN) and sum(slept) > 1
+
+
 def test_one_deadline_for_all_attempts() -> None:
     inner = failing(9, retry_after=30.0, **AGAIN)
     started = time.monotonic()

@@ -93,6 +93,36 @@ def test_null_content_parts_and_odd_usage() -> None:
     assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.calls) == (0, 0, 1)
 
 
+@pytest.mark.parametrize("count", [10**25, -5, 2**31])
+def test_a_count_that_cannot_be_one_is_not_believed(count: int) -> None:
+    body = chat("x", ids=([1, 2], [3], [-0.5]), usage=(count, count))
+    body["usage"]["prompt_tokens_details"] = {"cached_tokens": count}
+    usage = parse(body).usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("bad", [-5, 2**32, 2**70])
+def test_ids_that_cannot_be_ids_are_not_used(bad: int) -> None:
+    done = parse(chat("x", ids=([1, bad], [3, 4], [-0.5, 0.0])))
+    assert done.prompt_ids is None and done.completion_ids == (3, 4)
+    done = parse(chat("x", ids=([1], [3, bad], [-0.5, -0.5])))
+    assert done.prompt_ids == (1,) and done.message.token_ids is None
+    assert done.completion_ids is done.logprobs is None
+
+
+def test_a_log_prob_above_0_is_not_used() -> None:
+    assert parse(chat("x", ids=([1], [3], [0.5]))).logprobs is None
+    assert parse(chat("x", ids=([1], [3], [1e-7]))).logprobs == (1e-7,)
+
+
+def test_a_reply_with_half_a_surrogate_pair_is_a_reply() -> None:
+    body = json.dumps(chat("caf\ud800 \U0001f600", ids=([1], [3], [-0.5])))
+    assert "\\ud800" in body
+    for data in (body.encode(), json.loads(body)):
+        done = wire.decode(data, REQUEST, "m", where="there", seconds=0.1)
+        assert done.message.content == "caf? \U0001f600" and done.completion_ids == (3,)
+
+
 @pytest.mark.parametrize("served", ["base", "policy-2"])
 def test_another_model_s_reply_is_not_taken_for_the_policy_s(served: str) -> None:
     request = Request(messages=REQUEST.messages, policy="policy-1")

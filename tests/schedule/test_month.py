@@ -65,6 +65,8 @@ def test_what_is_left(archive: Archive) -> None:
     assert ledger.left(month, "two").tokens == 60  # its own are its meter's business
     assert ledger.left(month, "october").tokens == 100  # of its own month
     assert ledger.left(Budget()) == Budget()
+    asyncio.run(archive.add_unanswered(Usage(prompt_tokens=3, usd=0.001), False, scope="one"))
+    assert ledger.left(month).tokens == 52  # it may be on the bill
 
 
 def test_the_least_of_both_holds(archive: Archive) -> None:

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from fake_endpoint import FakeEndpoint, Reply, chat
 
-from agentloop.errors import BudgetReached, ModelError, UsageError
+from agentloop.cli.show import dollars
+from agentloop.errors import BudgetReached, ModelError, StoreError, UsageError
 from agentloop.models.connect import connect, parse
 from agentloop.models.meter import Meter
 from agentloop.records import Completion, Message, Request, Sampling
 from agentloop.store.archive import Archive
 from agentloop.workflows.models import ScopedJournal, check_calls, lend_model, prices
+from agentloop.workflows.report import Unconfirmed, cost_of
 from agentloop.workflows.schema import Workflow, validate
 
 LEAST: dict[str, Any] = {"title": "t", "tasks": "a:B", "reward": "a:C"}
@@ -65,6 +67,9 @@ def test_a_wrong_value_is_told(keys: dict[str, Any], told: str) -> None:
         ("openai:m", {"fallbacks": ["http://h/v1#b"]}, "`api.openai.com` and to `h`.*OPENAI_BASE"),
         ("http://h/v1", {"cache": True}, r"write `model: http://h/v1#NAME`"),
         ("openai:m", {"budget": {"usd": 1}}, r"price of `m`; add `prices: {m: {prompt: X"),
+        ("openai:m", {"limits": {"usd": 1}}, r"`limits.usd` cannot.*`m`.*prices: {m: {prompt: X"),
+        ("http://h/v1", {"limits": {"usd": 1}}, r"price of `http://h/v1`.*`prices: {\"\*\": {pro"),
+        ("http://h/v1", {"budget": {"usd": 1}}, r"price of `http://h/v1`.*limit `budget.tokens`"),
         (
             "openai:m",
             {"budget": {"usd": 1}, "prices": {"m": {"prompt": 1, "completion": 1}},
@@ -83,6 +88,10 @@ def test_what_fits() -> None:
     check_calls(workflow(fallbacks=["openai:b"], cache=True, **priced), parse("openai:m", KEY), KEY)
     check_calls(workflow(budget={"usd": 1}), parse("embedded", {}), {})
     check_calls(workflow(budget={"usd": 1}), parse("litellm:a/b", {}), {})  # its replies tell
+    check_calls(workflow(limits={"usd": 1}), parse("litellm:a/b", {}), {})
+    check_calls(workflow(limits={"usd": 1}), parse("embedded", {}), {})
+    check_calls(workflow(limits={"usd": 1}, **priced), parse("openai:m", KEY), KEY)
+    check_calls(workflow(limits={"usd": 1}, **priced), parse("http://h/v1", {}), {})
     check_calls(workflow(fallbacks=["openai:b"], cache=True), parse("scripted"), {})  # no key here
     bound = {**KEY, "OPENAI_BASE_URL": "https://api.openai.com/v1"}  # the other gets no key
     check_calls(workflow(fallbacks=["http://h/v1#b"]), parse("openai:m", bound), bound)
@@ -100,7 +109,10 @@ def ask(
 ) -> tuple[list[Completion], Meter]:
     """So many different calls, one after the other, as a run of this workflow makes them."""
     given = parse(spec.model)
-    meter = meter or Meter(spec.budget, prices(spec, given), spent=archive.spent(run))
+    meter = meter or Meter(
+        spec.budget, prices(spec, given), spent=archive.spent(run),
+        unconfirmed=archive.unconfirmed(run),
+    )  # fmt: skip
 
     async def scenario() -> list[Completion]:
         async with AsyncExitStack() as stack:
@@ -174,6 +186,54 @@ def test_the_books_of_a_run_taken_up_again_are_those_of_its_server(archive: Arch
         assert len(done) == 9
         assert meter.total.calls == fake.calls > 9
     assert (meter.total.tokens, meter.total.usd) == (90, pytest.approx(90e-6))
+
+
+def test_answers_that_are_refused_are_in_the_books_of_a_run_taken_up_again(
+    archive: Archive,
+) -> None:
+    refused = {**chat("", usage=(5000, 1000)), "choices": []}
+    with FakeEndpoint([refused, refused, chat("hi", usage=(7, 3))]) as fake:
+        spec = workflow(
+            model=f"{fake.base_url}#a", prices={"*": {"prompt": 1, "completion": 1}},
+            retries={"attempts": 1}, budget={"tokens": 12_000},
+        )  # fmt: skip
+        for _ in range(2):
+            with pytest.raises(ModelError, match="unreadable"):
+                ask(archive, spec)
+        assert archive.spent("r").tokens == 12_000
+        assert archive.spent("r").usd == pytest.approx(0.012)
+        with pytest.raises(BudgetReached, match=r"12000 used"):
+            ask(archive, spec)
+        assert fake.calls == 2
+
+
+def test_attempts_without_an_answer_are_known_to_a_run_taken_up_again(archive: Archive) -> None:
+    with FakeEndpoint([Reply(cut=True), Reply(delay=30), chat("hi", usage=(7, 3))]) as fake:
+        spec = workflow(
+            model=f"{fake.base_url}#a", prices={"*": {"prompt": 1e6, "completion": 1e6}},
+            retries={"deadline": 0.5, "attempts": 1},
+        )  # fmt: skip
+        for told in ("cannot be reached", "did not answer"):
+            with pytest.raises(ModelError, match=told):
+                ask(archive, spec)
+        guessed = archive.unconfirmed("r")
+        assert guessed.calls == 2 and guessed.tokens == guessed.usd > 0
+        [_], meter = ask(archive, spec)
+    assert (meter.total.tokens, meter.unconfirmed) == (10, guessed)
+    cost = cost_of(meter, archive, "r", 1.0)
+    assert cost.unconfirmed == Unconfirmed(calls=2, tokens=guessed.tokens, usd=guessed.usd)
+    assert "$10.0000 and perhaps $" in dollars(cost) and "2 calls without" in dollars(cost)
+
+
+def test_a_note_that_cannot_be_made_ends_the_run(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object, **__: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(archive, "add_unanswered", full)
+    with FakeEndpoint(Reply(cut=True)) as fake, pytest.raises(StoreError, match="disk is full"):
+        ask(archive, workflow(model=f"{fake.base_url}#a", retries={"attempts": 1}))
 
 
 def test_a_budget_ends_the_run_before_the_call(archive: Archive) -> None:

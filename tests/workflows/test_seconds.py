@@ -12,7 +12,7 @@ import tiny_workflow
 from agentloop.cli import run
 from agentloop.records import Completion, Message, Usage
 from agentloop.store.archive import Archive
-from agentloop.workflows.seconds import counted
+from agentloop.workflows.seconds import counted, killed
 
 PARTS = """\
 import time
@@ -49,6 +49,21 @@ def test_a_run_that_is_resumed_has_no_new_seconds(
     assert calls() == 24
 
 
+def test_processes_that_were_killed_are_those_that_another_followed(tmp_path: Path) -> None:
+    with Archive(tmp_path) as archive:
+        processes = [counted(archive, "r") for _ in range(4)]
+        for process, ends in zip(processes, (True, False, False, True), strict=True):
+            process.__enter__()
+            if ends:
+                process.__exit__(None, None, None)
+        assert killed(archive, "r") == 2
+        with counted(archive, "r"):
+            assert killed(archive, "r") == 2
+        assert killed(archive, "s") == 0
+        for process in processes[1:3]:
+            process.__exit__(None, None, None)
+
+
 def test_what_a_killed_process_used_up_to_its_last_call_or_stage(tmp_path: Path) -> None:
     reply = Completion(
         message=Message(role="assistant", content="x"), finish_reason="stop", model="m",
@@ -56,8 +71,8 @@ def test_what_a_killed_process_used_up_to_its_last_call_or_stage(tmp_path: Path)
     )  # fmt: skip
     pause = 0.15
     with Archive(tmp_path) as archive:
-        killed = counted(archive, "r")
-        assert killed.__enter__() == 0.0
+        first = counted(archive, "r")
+        assert first.__enter__() == 0.0
         time.sleep(pause)
         asyncio.run(archive.add_call("ep/0", reply, scope="r"))
         time.sleep(pause)
@@ -74,4 +89,4 @@ def test_what_a_killed_process_used_up_to_its_last_call_or_stage(tmp_path: Path)
             raise KeyError
         with counted(archive, "s") as other:
             assert other == 0.0
-        killed.__exit__(None, None, None)
+        first.__exit__(None, None, None)
