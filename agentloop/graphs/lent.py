@@ -55,6 +55,8 @@ class LentModel:
         """What counts towards its limit of time: not what its calls wait for their turn."""
         self._calls = 0
         self._aside = 0  # tokens that calls in flight may sample
+        self._in_flight = 0
+        self._dearest: float | None = None  # US dollars; of the calls so far that were paid for
         self._settled = asyncio.Event()  # set when one of them ends; then there is a new one
         self._running: set[asyncio.Task[Any]] = set()
         self.recorder = Recorder()
@@ -79,7 +81,7 @@ class LentModel:
         caller = asyncio.current_task()
         assert caller is not None
         self._running.add(caller)
-        most = 0
+        most: int | None = None
         try:
             sampling = merge(request.sampling, self._attempt.sampling)
             most = await self._set_aside(sampling.max_tokens, number)
@@ -96,12 +98,12 @@ class LentModel:
             raise
         finally:
             self._running.discard(caller)
-            self._aside -= most
+            if most is not None:
+                self._aside, self._in_flight = self._aside - most, self._in_flight - 1
             self._settled.set()
             self._settled = asyncio.Event()
         self.failed = None
-        self._replies += 1
-        self.usage += completion.usage
+        self._count(completion)
         self.recorder.add(request, completion)
         if self.on_call is not None:
             self.on_call(request, completion)
@@ -112,8 +114,7 @@ class LentModel:
         for request, completion in calls:
             number = int(request.key.rpartition("/")[2].partition("-")[0])
             self._calls = max(self._calls, number + 1)  # side by side they end in any order
-            self._replies += 1
-            self.usage += completion.usage
+            self._count(completion)
             messages = self.recorder.prepare(request.messages)
             self.recorder.add(replace(request, messages=messages), completion)
 
@@ -147,11 +148,28 @@ class LentModel:
         while True:
             left = self.limits.tokens - self.usage.completion_tokens
             most = min(wanted, left)
-            if self._aside + most <= left:
-                self._aside += most
+            if self._aside + most <= left and self._affordable():
+                self._aside, self._in_flight = self._aside + most, self._in_flight + 1
                 return most
             await self._settled.wait()
             self._check(number)
+
+    def _affordable(self) -> bool:
+        """Whether one more call may join those in flight: what they cost only their replies tell,
+        so each is taken to cost as much as the dearest, and until one was paid for they go alone.
+        So `limits.usd` is passed by the last call at most, or by calls that grow dearer."""
+        limit = self.limits.usd
+        if limit is None or not self._in_flight:
+            return True
+        if self._dearest is None:
+            return False
+        return self.usage.usd + (self._in_flight + 1) * self._dearest <= limit
+
+    def _count(self, completion: Completion) -> None:
+        self._replies += 1
+        self.usage += completion.usage
+        if not completion.cached:
+            self._dearest = max(self._dearest or 0.0, completion.usage.usd)
 
     def _note(self, key: str, error: ModelError) -> None:
         failure = Failure(reason=error.reason, detail=str(error))  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -261,3 +262,62 @@ def test_a_call_that_waits_for_tokens_ends_with_the_rollout() -> None:
         return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
 
     assert {type(one) for one in asyncio.run(main())} == {asyncio.CancelledError}
+
+
+class Costs(Samples):
+    """Each call costs what `prices` has for it in turn; the last one goes on."""
+
+    def __init__(self, *prices: float, faulty: int = 0) -> None:
+        super().__init__(faulty=faulty)
+        self.prices = prices
+        self.at_once = self.now = 0
+
+    async def complete(self, request: Request) -> Completion:
+        self.now += 1
+        self.at_once = max(self.at_once, self.now)
+        at = len(self.allowed)
+        try:
+            done = await super().complete(request)
+        finally:
+            self.now -= 1
+        usd = self.prices[min(at, len(self.prices) - 1)]
+        return replace(done, usage=replace(done.usage, usd=usd))
+
+
+@settings(deadline=None)
+@given(
+    st.floats(0.01, 1), st.lists(st.floats(0.1, 1), max_size=20), st.floats(0.5, 12),
+    st.sampled_from([0, 2, 3]),
+)  # fmt: skip
+def test_calls_side_by_side_pass_a_limit_of_dollars_by_the_last_one_at_most(
+    unit: float, rest: list[float], limit: float, faulty: int
+) -> None:
+    prices = [unit * share for share in (1.0, *rest)]  # none is dearer than the first
+    model = Costs(*prices, faulty=faulty)
+    many = Limits(turns=50, tokens=10**6, usd=limit * unit)
+    lent, ended = side_by_side(model, many, [8] * 25)
+    assert lent.usage.usd < limit * unit + unit
+    refused = [one for one in ended if isinstance(one, LimitReached)]
+    assert all(one.reason == "budget" for one in refused)
+    assert not refused or lent.usage.usd >= limit * unit  # none was refused too soon
+    assert len(model.allowed) + len(refused) == 25
+
+
+def test_a_limit_of_dollars_lets_calls_run_side_by_side_once_a_cost_is_known() -> None:
+    model = Costs(0.25)
+    lent, ended = side_by_side(model, Limits(turns=50, tokens=10**6, usd=1.0), [8] * 20)
+    assert lent.usage.usd == 1.0 and len(model.allowed) == 4 and model.at_once == 3
+    model = Costs(0.25)
+    side_by_side(model, Limits(turns=50, tokens=10**6), [8] * 20)
+    assert model.at_once == 20
+
+
+def test_what_a_cached_reply_cost_is_no_guess_at_the_next_one() -> None:
+    class Kept(Costs):
+        async def complete(self, request: Request) -> Completion:
+            done = await super().complete(request)
+            return replace(done, cached=not done.usage.usd)
+
+    model = Kept(0.0, 1.0)
+    lent, _ = side_by_side(model, Limits(turns=50, tokens=10**6, usd=1.0), [8] * 20)
+    assert lent.usage.usd == 1.0 and len(model.allowed) == 2
