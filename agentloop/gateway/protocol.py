@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from agentloop.errors import UsageError
 from agentloop.records import (
     Completion,
-    Json,
     Message,
     Request,
     Sampling,
@@ -26,10 +25,8 @@ from agentloop.records import (
     ToolSpec,
     record,
 )
+from agentloop.trajectories.arguments import read_arguments, write_arguments
 
-UNPARSED = "_unparsed"
-"""Sole argument of a tool call whose arguments were not a JSON object, as the transports have it:
-towards the agent it is the text that the model wrote."""
 MAX_MESSAGES = 4096
 _FINISH = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _HARMLESS = frozenset(
@@ -175,21 +172,15 @@ def _message(message: _Message) -> Message:
         content=content or "",
         tool_calls=tuple(
             ToolCall(
-                id=call.id, name=call.function.name, arguments=_arguments(call.function.arguments)
+                id=call.id,
+                name=call.function.name,
+                arguments=read_arguments(call.function.arguments),
             )
             for call in message.tool_calls or ()
         ),
         tool_call_id=message.tool_call_id,
         name=message.name,
     )
-
-
-def _arguments(text: str) -> dict[str, Json]:
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {UNPARSED: text}
-    return value if isinstance(value, dict) else {UNPARSED: text}
 
 
 def _offered(body: _Body) -> tuple[ToolSpec, ...]:
@@ -276,16 +267,11 @@ def _said(completion: Completion) -> dict[str, Any]:
         {
             "id": call.id,
             "type": "function",
-            "function": {"name": call.name, "arguments": _text(call.arguments)},
+            "function": {"name": call.name, "arguments": write_arguments(call.arguments)},
         }
         for call in message.tool_calls
     ]
     return {"content": message.content or None, "tool_calls": calls}
-
-
-def _text(arguments: dict[str, Json]) -> str:
-    raw = arguments.get(UNPARSED)
-    return raw if isinstance(raw, str) and len(arguments) == 1 else json.dumps(arguments)
 
 
 def _finish(completion: Completion) -> str:

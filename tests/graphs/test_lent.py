@@ -305,7 +305,7 @@ def test_calls_side_by_side_pass_a_limit_of_dollars_by_the_last_one_at_most(
 
 def test_a_limit_of_dollars_lets_calls_run_side_by_side_once_a_cost_is_known() -> None:
     model = Costs(0.25)
-    lent, ended = side_by_side(model, Limits(turns=50, tokens=10**6, usd=1.0), [8] * 20)
+    lent, _ = side_by_side(model, Limits(turns=50, tokens=10**6, usd=1.0), [8] * 20)
     assert lent.usage.usd == 1.0 and len(model.allowed) == 4 and model.at_once == 3
     model = Costs(0.25)
     side_by_side(model, Limits(turns=50, tokens=10**6), [8] * 20)
