@@ -19,6 +19,7 @@ from agentloop.errors import UsageError
 from agentloop.records import (
     Completion,
     Message,
+    OwnSampling,
     Request,
     Sampling,
     ToolCall,
@@ -201,16 +202,16 @@ def _offered(body: _Body) -> tuple[ToolSpec, ...]:
 
 
 def _sampling(body: _Body) -> Sampling:
-    """What the client set; the rest keeps the record's defaults, for the workflow to decide."""
+    """What the client set, for the workflow to add to."""
     given: dict[str, Any] = {
         "temperature": body.temperature,
         "top_p": body.top_p,
         "top_k": None if body.top_k is None else max(0, body.top_k),
         "max_tokens": body.max_completion_tokens or body.max_tokens,
         "seed": body.seed,
-        "stop": (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        "stop": (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()) or None,
     }
-    return Sampling(**{name: value for name, value in given.items() if value is not None})
+    return OwnSampling.of(**{name: value for name, value in given.items() if value is not None})
 
 
 # --- out ----------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Goes in: a graph's `Request`. Comes out: the wrapped model's `Completion`, recorded. Decision: the
 graph never learns that it is being measured, so one graph serves every bundle; what a graph sets
-itself (any sampling field that differs from the record's default) wins over the attempt's.
+itself of how to sample (`merge`) wins over the attempt's.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from agentloop.records import (
     Failure,
     Limits,
     Message,
+    OwnSampling,
     Request,
     Sampling,
     ToolSpec,
@@ -35,6 +36,7 @@ from agentloop.trajectories.recorder import Recorder
 _GRACE = 0.5
 """Seconds that cancelled calls have to end in."""
 _DEFAULT = Sampling()
+_FIELDS = tuple(field.name for field in fields(Sampling))
 
 
 class LentModel:
@@ -223,15 +225,16 @@ def with_system(
 
 
 def merge(own: Sampling, given: Sampling) -> Sampling:
-    """`given`, overridden by every field in which `own` differs from the default."""
+    """`given`, overridden by the fields that an `OwnSampling` names, or in which a plain `own`
+    differs from the default."""
     if own == _DEFAULT:  # what almost every call of a graph has
         return given
-    changed = {
-        field.name: getattr(own, field.name)
-        for field in fields(Sampling)
-        if getattr(own, field.name) != getattr(_DEFAULT, field.name)
-    }
-    return replace(given, **changed)
+    names = (
+        own.given
+        if isinstance(own, OwnSampling)
+        else [one for one in _FIELDS if getattr(own, one) != getattr(_DEFAULT, one)]
+    )
+    return replace(given, **{name: getattr(own, name) for name in names}) if names else given
 
 
 def prompt_digest(messages: tuple[Message, ...]) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agentloop.errors import UsageError
 from agentloop.gateway.protocol import body_of, chunks_of, parse
 from agentloop.models import wire
-from agentloop.records import Completion, Message, Request, ToolCall, Usage
+from agentloop.records import Completion, Message, OwnSampling, Request, ToolCall, Usage
 from agentloop.trajectories.arguments import UNPARSED
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -102,6 +102,14 @@ def test_whatever_arguments_a_model_writes_come_back_as_they_were_read(written: 
     assert parse(json.dumps(body).encode()).request.messages[1] == read.message
     [made] = read.message.tool_calls
     json.dumps(made.arguments, allow_nan=False).encode()  # no NaN, and Unicode
+
+
+def test_what_a_client_set_is_told_from_what_it_left_open() -> None:
+    body = {"messages": [{"role": "user", "content": "x"}]}
+    assert parse(json.dumps(body).encode()).request.sampling == OwnSampling()
+    body |= {"temperature": 0, "max_tokens": 256, "stop": [], "seed": None}
+    asked = parse(json.dumps(body).encode()).request.sampling
+    assert isinstance(asked, OwnSampling) and asked.given == {"temperature", "max_tokens"}
 
 
 def test_an_unknown_reason_to_end_is_told_as_a_plain_stop() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -156,6 +157,30 @@ def test_usage_and_stop_reach_both_sides() -> None:
     assert seen[0].sampling.stop == ("a", "b") and seen[0].sampling.temperature == 0.3
     assert kept[0].usage_metadata == {"input_tokens": 5, "output_tokens": 3, "total_tokens": 8}
     assert kept[0].response_metadata["finish_reason"] == "stop"
+
+
+def test_what_the_agent_gives_wins_also_where_it_is_the_default() -> None:
+    seen: list[Request] = []
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        model = agentloop.chat_model(temperature=0.0, max_tokens=256)
+        await model.ainvoke(state["messages"])
+        await agentloop.chat_model().ainvoke(state["messages"])
+        return {"messages": [await model.ainvoke(state["messages"], temperature=1.0, top_p=1.0)]}
+
+    def reply(request: Request) -> str:
+        seen.append(request)
+        return "Answer: x"
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("node", node)
+    builder.add_edge(START, "node").add_edge("node", END)
+    given = Sampling(temperature=0.9, top_p=0.5, max_tokens=32, stop=("X",))
+    rollouts(reply, [attempt(sampling=given)], graph=builder.compile())
+    assert [one.sampling for one in seen] == [
+        replace(given, temperature=0.0, max_tokens=256), given,
+        replace(given, temperature=1.0, max_tokens=256, top_p=1.0),
+    ]  # fmt: skip
 
 
 def test_a_tool_choice_narrows_what_is_offered() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from agentloop.errors import BudgetReached, LimitReached, ModelError, UsageError
 from agentloop.graphs.lent import LentModel, merge, with_system
 from agentloop.models.journal import Journaled
 from agentloop.models.scripted import Scripted
-from agentloop.records import Completion, Limits, Message, Request, Sampling, Usage
+from agentloop.records import Completion, Limits, Message, OwnSampling, Request, Sampling, Usage
 
 USER = Message(role="user", content="hello")
 
@@ -47,6 +48,19 @@ def test_settings_of_the_graph_win_over_the_attempts() -> None:
     assert merge(Sampling(max_tokens=7), given) == Sampling(
         temperature=0.7, max_tokens=7, stop=("x",)
     )
+
+
+@given(
+    st.fixed_dictionaries({}, optional={
+        "temperature": st.sampled_from([0.0, 0.5]), "max_tokens": st.sampled_from([256, 9]),
+        "top_p": st.sampled_from([1.0, 0.5]), "top_k": st.sampled_from([0, 3]),
+        "stop": st.sampled_from([(), ("y",)]), "seed": st.sampled_from([None, 4]),
+    })
+)  # fmt: skip
+def test_what_an_agent_set_wins_also_where_it_is_the_default(own: dict[str, Any]) -> None:
+    given = Sampling(temperature=0.9, max_tokens=32, top_p=0.4, top_k=5, stop=("x",), seed=1)
+    merged = merge(OwnSampling.of(**own), given)
+    assert type(merged) is Sampling and merged == replace(given, **own)
 
 
 def test_a_call_is_stamped() -> None:
