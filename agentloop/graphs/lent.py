@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from agentloop.deadline import Clock
 from agentloop.errors import BudgetReached, LimitReached, ModelError, UsageError
@@ -39,6 +39,17 @@ _DEFAULT = Sampling()
 _FIELDS = tuple(field.name for field in fields(Sampling))
 
 
+class Spent(NamedTuple):
+    """Time that a rollout took, in all processes that ran it."""
+
+    began: float
+    """When the first one began, by the wall clock."""
+    seconds: float
+    """While one of them ran it."""
+    clock: float
+    """The seconds of these that count towards its limit."""
+
+
 class LentModel:
     """A `ports.Model` for one rollout; make it on the event loop that its model lives on."""
 
@@ -52,7 +63,8 @@ class LentModel:
         self._system, self._lent = split_turns(attempt.system) if turns else own
         self._loop = asyncio.get_running_loop()
         self.started = time.monotonic()
-        """When the rollout began, by the monotonic clock."""
+        """When the rollout began here, by the monotonic clock."""
+        self._before = Spent(time.time(), 0.0, 0.0)
         self.clock = Clock(limits.seconds)
         """What counts towards its limit of time: not what its calls wait for their turn."""
         self._calls = 0
@@ -110,6 +122,16 @@ class LentModel:
         if self.on_call is not None:
             self.on_call(request, completion)
         return completion
+
+    def spent(self) -> Spent:
+        """The rollout's time so far."""
+        began, seconds, _ = self._before
+        return Spent(began, seconds + time.monotonic() - self.started, self.clock.seconds())
+
+    def go_on(self, spent: Spent) -> None:
+        """Take over the time that an interrupted run of this rollout took."""
+        self._before = spent
+        self.clock.add(spent.clock)
 
     def restore(self, calls: Iterable[tuple[Request, Completion]]) -> None:
         """Take over the calls that an interrupted run of this rollout finished, in order."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
+import pytest
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 from rollout_fixtures import add, attempt, react
@@ -261,3 +263,71 @@ def test_ids_that_spell_a_secret_are_not_kept(tmp_path: Path) -> None:
     kept = [note["reply"].get("completion_ids") is not None for note in saver._file("t").notes]
     assert kept == [True, False, False]
     assert SECRET.encode() not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+
+
+def waits(*, calls: bool = True, seconds: float = 30.0, beside: bool = False) -> Any:
+    """A graph whose second node takes its time."""
+
+    async def first(state: Talk, runtime: Runtime[RunContext]) -> Talk:
+        if calls:
+            messages = (Message(role="user", content="first"),)
+            await lent(runtime).model.complete(Request(messages=messages))
+        return {"messages": []}
+
+    async def second(state: Talk) -> Talk:
+        await asyncio.sleep(seconds)
+        return {"messages": []}
+
+    builder = StateGraph(Talk, context_schema=RunContext)
+    builder.add_node("first", first).add_node("second", second)
+    builder.add_node("last", lambda state: {"answer": "done"})
+    builder.add_edge(START, "first").add_edge("first", "second").add_edge("second", "last")
+    if beside:
+        builder.add_node("other", second).add_edge("first", "other").add_edge("other", "last")
+    return builder.add_edge("last", END).compile()
+
+
+@pytest.mark.parametrize("beside", [False, True])  # with two nodes at once it is started over
+def test_a_limit_of_time_counts_on_over_what_was_cut_off(tmp_path: Path, beside: bool) -> None:
+    async def cut(seconds: float, limit: float) -> list[Episode]:
+        runner = Runner(waits(beside=beside), tmp_path)
+        given = asyncio.create_task(
+            runner.run([ORDER], model=Counting(), limits=Limits(seconds=limit))
+        )
+        await asyncio.wait((given,), timeout=seconds)
+        given.cancel()
+        return await given
+
+    begun = time.time()
+    for _ in range(2):
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(cut(0.3, limit=30))
+    before = time.monotonic()
+    (episode,) = asyncio.run(cut(10, limit=1.0))
+    assert episode.failure is not None and episode.failure.reason == "time_limit"
+    assert time.monotonic() - before < 0.9 and 0.8 < episode.seconds < 1.5
+    assert begun <= episode.started < begun + 0.3 and episode.usage.calls == 1
+    before = time.monotonic()
+    (episode,) = asyncio.run(cut(10, limit=0.7))  # tried again: all of its time
+    assert episode.failure is not None and time.monotonic() - before >= 0.7
+
+
+def test_of_a_process_that_was_killed_the_time_until_its_last_call_counts(tmp_path: Path) -> None:
+    class Slow(Counting):
+        async def complete(self, request: Request) -> Completion:
+            await asyncio.sleep(0.3)
+            return await super().complete(request)
+
+    async def killed() -> None:
+        work = asyncio.create_task(Runner(waits(), tmp_path).run([ORDER], model=Slow()))
+        await asyncio.sleep(0.8)
+        (file,) = tmp_path.iterdir()
+        left = file.read_bytes()  # as `kill -9` leaves it
+        work.cancel()
+        await asyncio.wait((work,))
+        file.write_bytes(left)
+
+    asyncio.run(killed())
+    runner = Runner(waits(seconds=0.1), tmp_path)
+    (episode,) = asyncio.run(runner.run([ORDER], model=Slow()))
+    assert episode.answer == "done" and 0.4 <= episode.seconds < 0.8
