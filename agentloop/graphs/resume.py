@@ -25,7 +25,7 @@ from agentloop.graphs.lent import LentModel, Spent
 from agentloop.graphs.lent_tools import ToolBook
 from agentloop.graphs.load import Graph
 from agentloop.graphs.setup import shape_of
-from agentloop.records import Completion, Message, Request, Sampling, ToolResult, content_id
+from agentloop.records import Completion, Json, Message, Request, Sampling, ToolResult, content_id
 from agentloop.trajectories.codec import from_json, to_json
 
 _TOLD, _KEY, _SPENT = "tool_call", "key", "spent"
@@ -140,7 +140,7 @@ class Notes:
         spent = next((note[_SPENT] for note in notes if _SPENT in note), None)
         return None if spent is None else Spent(*spent)
 
-    def _time(self) -> list[float] | None:
+    def _time(self) -> list[Json] | None:
         spent = self._spent()
         return None if spent is None else list(spent)
 
