@@ -68,6 +68,7 @@ class LentModel:
         self.clock = Clock(limits.seconds)
         """What counts towards its limit of time: not what its calls wait for their turn."""
         self._calls = 0
+        self._tools: tuple[tuple[ToolSpec, ...], str] = ((), "")  # last told of, and in words
         self._aside = 0  # tokens that calls in flight may sample
         self._in_flight = 0
         self._dearest: float | None = None  # US dollars; of the calls so far that were paid for
@@ -98,8 +99,9 @@ class LentModel:
         most: int | None = None
         try:
             sampling = merge(request.sampling, self._attempt.sampling)
+            beside = self._beside(request.tools, sampling)
             most = await self._set_aside(sampling.max_tokens, number)
-            request = self._stamp(request, replace(sampling, max_tokens=most), number)
+            request = self._stamp(request, replace(sampling, max_tokens=most), number, beside)
             self.offered.update((spec.name, spec) for spec in request.tools)
             with self.clock.running():
                 completion = await self._model.complete(request)
@@ -219,7 +221,15 @@ class LentModel:
             return LimitReached("budget", f"${limits.usd:g} for one rollout is used up")
         return None
 
-    def _stamp(self, request: Request, given: Sampling, number: int) -> Request:
+    def _beside(self, tools: tuple[ToolSpec, ...], sampling: Sampling) -> str:
+        """What a call asks beside its messages, for its key; empty without tools and sampling of
+        its own."""
+        own = "" if sampling == self._attempt.sampling else repr(sampling)
+        if tools != self._tools[0]:  # nearly always the last ones, and then the same objects
+            self._tools = tools, repr(tools)
+        return f"-{_digest(f'{own}{self._tools[1]}')}" if own or tools else ""
+
+    def _stamp(self, request: Request, given: Sampling, number: int, beside: str) -> Request:
         attempt = self._attempt
         messages = with_system(self._system, request.messages, lent=self._lent)
         return Request(
@@ -227,7 +237,7 @@ class LentModel:
             tools=request.tools,
             sampling=replace(given, seed=call_seed(given.seed, attempt.sample, number)),
             policy=attempt.policy,
-            key=f"{attempt.id}/{number}-{prompt_digest(messages)}",
+            key=f"{attempt.id}/{number}-{prompt_digest(messages)}{beside}",
         )
 
 
@@ -260,12 +270,17 @@ def merge(own: Sampling, given: Sampling) -> Sampling:
 
 
 def prompt_digest(messages: tuple[Message, ...]) -> str:
-    """What a call asks, in its key: a resumed agent that asks something else (the time is in its
-    prompt, its calls come in another order) gets a reply to that, not the journaled one."""
+    """The messages of a call, in its key, with what is asked beside them: a resumed agent that asks
+    something else (the time is in its prompt, its calls come in another order) gets a reply to
+    that, not the journaled one."""
     told = "\0".join(
         f"{one.role}\0{one.content}\0{one.tool_calls or one.tool_call_id or ''}" for one in messages
     )
-    return hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+    return _digest(told)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
 def call_seed(seed: int | None, sample: int, number: int) -> int | None:

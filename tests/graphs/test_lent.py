@@ -16,7 +16,16 @@ from agentloop.errors import BudgetReached, LimitReached, ModelError, UsageError
 from agentloop.graphs.lent import LentModel, merge, with_system
 from agentloop.models.journal import Journaled
 from agentloop.models.scripted import Scripted
-from agentloop.records import Completion, Limits, Message, OwnSampling, Request, Sampling, Usage
+from agentloop.records import (
+    Completion,
+    Limits,
+    Message,
+    OwnSampling,
+    Request,
+    Sampling,
+    ToolSpec,
+    Usage,
+)
 
 USER = Message(role="user", content="hello")
 
@@ -103,6 +112,34 @@ def test_a_resumed_agent_that_asks_something_else_is_not_given_an_earlier_reply(
     assert asyncio.run(ask("one", "two")) == asyncio.run(ask("one", "two")) == ["to one", "to two"]
     assert model.calls == 2
     assert asyncio.run(ask("two", "one")) == ["to two", "to one"]  # side by side, in another order
+
+
+def test_a_call_that_asks_for_other_tools_or_sampling_is_another_one() -> None:
+    kept: set[str] = set()
+
+    class Keys:
+        async def complete(self, request: Request) -> Completion:
+            kept.add(request.key)
+            return await Scripted(["x"]).complete(request)
+
+    spec = ToolSpec(name="f", description="d", parameters={"type": "object"})
+    asked = [
+        {}, {"sampling": Sampling(temperature=0.1)}, {"sampling": OwnSampling.of(max_tokens=7)},
+        {"tools": (spec,)}, {"tools": (replace(spec, parameters={}),)}, {"tools": (spec, spec)},
+        {"tools": (spec,), "sampling": Sampling(temperature=0.1)},
+    ]  # fmt: skip
+
+    async def first(**call: Any) -> None:
+        lent = LentModel(Keys(), attempt(), Limits(tokens=50))
+        await lent.complete(Request(messages=(USER,), **call))
+
+    for repeat in range(2):
+        for call in asked:
+            asyncio.run(first(**call))
+        assert len(kept) == len(asked), repeat
+    asyncio.run(first(sampling=OwnSampling.of(temperature=0.0)))  # as the attempt samples
+    assert len(kept) == len(asked)
+    assert len({tuple(key.split("-")[:3]) for key in kept}) == 1  # one prompt, one number
 
 
 def test_samples_of_one_task_get_different_seeds_and_no_seed_stays_none() -> None:
