@@ -12,6 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
+from itertools import count
 from typing import Any, NamedTuple
 
 from agentloop.deadline import Clock
@@ -68,6 +69,8 @@ class LentModel:
         self.clock = Clock(limits.seconds)
         """What counts towards its limit of time: not what its calls wait for their turn."""
         self._calls = 0
+        self._kept: dict[str, list[int]] = {}  # by what was asked, numbers of calls in the journal
+        self._taken: set[int] = set()  # numbers of such calls, and of new ones beside them
         self._tools: tuple[tuple[ToolSpec, ...], str] = ((), "")  # last told of, and in words
         self._aside = 0  # tokens that calls in flight may sample
         self._in_flight = 0
@@ -92,16 +95,25 @@ class LentModel:
     async def complete(self, request: Request) -> Completion:
         """One reply. Raises `LimitReached`, `BudgetReached`, or the model's `ModelError`."""
         self._check(self._calls)
-        number, self._calls = self._calls, self._calls + 1
+        calls, self._calls = self._calls, self._calls + 1
         caller = asyncio.current_task()
         assert caller is not None
         self._running.add(caller)
         most: int | None = None
         try:
             sampling = merge(request.sampling, self._attempt.sampling)
-            beside = self._beside(request.tools, sampling)
-            most = await self._set_aside(sampling.max_tokens, number)
-            request = self._stamp(request, replace(sampling, max_tokens=most), number, beside)
+            messages = with_system(self._system, request.messages, lent=self._lent)
+            asked = f"{prompt_digest(messages)}{self._beside(request.tools, sampling)}"
+            number = self._number(asked, calls)
+            most = await self._set_aside(sampling.max_tokens, calls)
+            seed = call_seed(sampling.seed, self._attempt.sample, number)
+            request = Request(
+                messages=self.recorder.prepare(messages),
+                tools=request.tools,
+                sampling=replace(sampling, max_tokens=most, seed=seed),
+                policy=self._attempt.policy,
+                key=f"{self._attempt.id}/{number}-{asked}",
+            )
             self.offered.update((spec.name, spec) for spec in request.tools)
             with self.clock.running():
                 completion = await self._model.complete(request)
@@ -135,11 +147,24 @@ class LentModel:
         self._before = spent
         self.clock.add(spent.clock)
 
+    def expect(self, calls: Iterable[str]) -> None:
+        """The journal has these `calls` (the ends of their keys): one that is asked for again has
+        its old number, and so its seed, in whatever order the agent asks this time."""
+        for call in calls:
+            number, _, asked = call.partition("-")
+            self._kept.setdefault(asked, []).append(int(number))
+            self._taken.add(int(number))
+        for numbers in self._kept.values():
+            numbers.sort(reverse=True)
+
     def restore(self, calls: Iterable[tuple[Request, Completion]]) -> None:
         """Take over the calls that an interrupted run of this rollout finished, in order."""
         for request, completion in calls:
-            number = int(request.key.rpartition("/")[2].partition("-")[0])
+            key, _, asked = request.key.rpartition("/")[2].partition("-")
+            number = int(key)
             self._calls = max(self._calls, number + 1)  # side by side they end in any order
+            if number in self._kept.get(asked, ()):
+                self._kept[asked].remove(number)
             self._count(completion)
             messages = self.recorder.prepare(request.messages)
             self.recorder.add(replace(request, messages=messages), completion)
@@ -168,9 +193,10 @@ class LentModel:
         if left:
             await asyncio.wait(left, timeout=_GRACE)
 
-    async def _set_aside(self, wanted: int, number: int) -> int:
-        """The tokens that call `number` may sample: its own until it ends. While calls in flight
-        could use up what it needs it waits for them, on the clock: they are this rollout's."""
+    async def _set_aside(self, wanted: int, calls: int) -> int:
+        """The tokens that a call after `calls` others may sample: its own until it ends. While
+        calls in flight could use up what it needs it waits for them, on the clock: they are this
+        rollout's."""
         while True:
             left = self.limits.tokens - self.usage.completion_tokens
             most = min(wanted, left)
@@ -178,7 +204,7 @@ class LentModel:
                 self._aside, self._in_flight = self._aside + most, self._in_flight + 1
                 return most
             await self._settled.wait()
-            self._check(number)
+            self._check(calls)
 
     def _affordable(self) -> bool:
         """Whether one more call may join those in flight: what they cost only their replies tell,
@@ -221,6 +247,16 @@ class LentModel:
             return LimitReached("budget", f"${limits.usd:g} for one rollout is used up")
         return None
 
+    def _number(self, asked: str, calls: int) -> int:
+        """Of a call after `calls` others: the one it had in an earlier process, or a new one."""
+        if not self._taken:
+            return calls
+        if kept := self._kept.get(asked):
+            return kept.pop()
+        number = next(one for one in count(calls) if one not in self._taken)
+        self._taken.add(number)
+        return number
+
     def _beside(self, tools: tuple[ToolSpec, ...], sampling: Sampling) -> str:
         """What a call asks beside its messages, for its key; empty without tools and sampling of
         its own."""
@@ -228,17 +264,6 @@ class LentModel:
         if tools != self._tools[0]:  # nearly always the last ones, and then the same objects
             self._tools = tools, repr(tools)
         return f"-{_digest(f'{own}{self._tools[1]}')}" if own or tools else ""
-
-    def _stamp(self, request: Request, given: Sampling, number: int, beside: str) -> Request:
-        attempt = self._attempt
-        messages = with_system(self._system, request.messages, lent=self._lent)
-        return Request(
-            messages=self.recorder.prepare(messages),
-            tools=request.tools,
-            sampling=replace(given, seed=call_seed(given.seed, attempt.sample, number)),
-            policy=attempt.policy,
-            key=f"{attempt.id}/{number}-{prompt_digest(messages)}{beside}",
-        )
 
 
 def with_system(

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphRecursionError
@@ -42,6 +42,7 @@ from agentloop.ports import Model, Tool
 from agentloop.records import Attempt, Episode, Failure, Limits, Reason
 from agentloop.trajectories.redact import Redactor
 
+Kept: TypeAlias = Callable[[str], Iterable[str]]
 _STEPS_PER_TURN = 25
 """Graph steps allowed per model call, so that a loop without calls ends as well."""
 _GRACE = 0.5
@@ -61,11 +62,13 @@ def _quiet(episode: Episode) -> None:
 @dataclass(frozen=True)
 class Runner:
     """Runs `graph`. `checkpoints` is a folder that keeps each rollout's steps under its episode id:
-    one that was cut off goes on from its last step. `native_tools` as in `RunContext`."""
+    one that was cut off goes on from its last step. `native_tools` as in `RunContext`. `kept` gives
+    the calls of an episode that the journal has, as the ends of their keys (`LentModel.expect`)."""
 
     graph: Graph
     checkpoints: Path | None = None
     native_tools: bool = True
+    kept: Kept | None = None
 
     async def run(
         self,
@@ -116,7 +119,16 @@ class Runner:
         setups = Setups(self.graph, by_name, self.native_tools)
         with beats.watching(), _rare_collections():
             yield Batch(
-                graph, saver, model, by_name, limits, self.native_tools, on_done, beats, setups
+                graph,
+                saver,
+                model,
+                by_name,
+                limits,
+                self.native_tools,
+                on_done,
+                beats,
+                setups,
+                self.kept,
             )
 
 
@@ -158,6 +170,7 @@ class Batch:
     on_done: Callable[[Episode], None]
     beats: Heartbeat
     setups: Setups
+    kept: Kept | None
     spent: BudgetReached | None = field(default=None)
     """Why no further rollout begins."""
 
@@ -165,6 +178,8 @@ class Batch:
         """One attempt to its end, reported; raises nothing but cancellation from outside."""
         lent = LentModel(self.model, attempt, self.limits, turns=not self.native_tools)
         book = ToolBook()
+        if self.kept is not None:
+            lent.expect(self.kept(attempt.id))
 
         def ended(answer: str | None, failure: Failure | None) -> Episode:
             made = _episode(attempt, lent, answer, failure)

@@ -193,9 +193,8 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
         stack.push_async_callback(transport.close)
         budget = options.budget or spec.budget
         before = stack.enter_context(counted(archive, options.run)) if budget.seconds else 0.0
-        meter = Meter(
-            budget, prices(spec, model_spec), spent=archive.spent(options.run), seconds=before
-        )
+        spent = archive.spent(options.run)
+        meter = Meter(budget, prices(spec, model_spec), spent=spent, seconds=before)
         model = lend_model(
             spec, model_spec, transport, meter=meter, stack=stack,
             journal=None if options.live else ScopedJournal(archive, options.run),
@@ -211,6 +210,7 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
                     else checkpoints(options.home, options.run)
                 ),
                 native_tools=not model_spec.local,
+                kept=archive.calls_of if spent.calls else None,  # it goes on
             ),
             model=model, reward=loaded.build(_reward(spec, model_spec)),
             tools=open_tools(loaded, sandbox), limits=spec.limits,
