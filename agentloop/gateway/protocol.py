@@ -69,8 +69,8 @@ class _Shape(BaseModel):
 
 
 class _Part(_Shape):
-    type: Literal["text"]
-    text: str
+    type: str
+    text: str | None = None
 
 
 class _CalledFunction(_Shape):
@@ -153,7 +153,7 @@ def parse(data: bytes) -> Ask:
         if value not in _NEUTRAL[key]:
             raise UsageError(f"`{key}` = {json.dumps(value)[:80]} is not supported here")
     request = Request(
-        messages=tuple(_message(message) for message in body.messages),
+        messages=tuple(_message(at, message) for at, message in enumerate(body.messages)),
         tools=_offered(body),
         sampling=_sampling(body),
     )
@@ -164,10 +164,10 @@ def parse(data: bytes) -> Ask:
     )  # fmt: skip
 
 
-def _message(message: _Message) -> Message:
+def _message(at: int, message: _Message) -> Message:
     content = message.content
     if isinstance(content, list):
-        content = "".join(part.text for part in content)
+        content = "".join(_text(f"messages.{at}.content.{n}", one) for n, one in enumerate(content))
     return Message(
         role="system" if message.role == "developer" else message.role,
         content=content or "",
@@ -182,6 +182,12 @@ def _message(message: _Message) -> Message:
         tool_call_id=message.tool_call_id,
         name=message.name,
     )
+
+
+def _text(place: str, part: _Part) -> str:
+    if part.type != "text" or part.text is None:
+        raise UsageError(f"`{place}` is of type `{part.type}`; only text is supported here")
+    return part.text
 
 
 def _offered(body: _Body) -> tuple[ToolSpec, ...]:
@@ -203,13 +209,16 @@ def _offered(body: _Body) -> tuple[ToolSpec, ...]:
 
 def _sampling(body: _Body) -> Sampling:
     """What the client set, for the workflow to add to."""
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    if "" in stop:
+        raise UsageError("`stop` has an empty text, at which every reply would end; leave it out")
     given: dict[str, Any] = {
         "temperature": body.temperature,
         "top_p": body.top_p,
         "top_k": None if body.top_k is None else max(0, body.top_k),
         "max_tokens": body.max_completion_tokens or body.max_tokens,
         "seed": body.seed,
-        "stop": (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()) or None,
+        "stop": stop or None,
     }
     return OwnSampling.of(**{name: value for name, value in given.items() if value is not None})
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -285,3 +288,21 @@ def test_a_calls_arguments_are_read_as_the_transports_read_them(written: str) ->
     call["function"] = {"name": "multiply", "arguments": [1]}
     with pytest.raises(UsageError, match="must be an object"):
         to_message({"role": "assistant", "content": None, "tool_calls": [call]})
+
+
+def test_threads_of_the_agents_own_are_told_how_to_call_their_model() -> None:
+    def agent(*, carried: bool) -> Any:
+        def node(state: MessagesState) -> dict[str, Any]:
+            call = partial(agentloop.chat_model().invoke, state["messages"])
+            with ThreadPoolExecutor(1) as pool:
+                work = (copy_context().run, call) if carried else (call,)
+                return {"messages": [pool.submit(*work).result()]}
+
+        builder = StateGraph(MessagesState)
+        builder.add_node("node", node)
+        return builder.add_edge(START, "node").add_edge("node", END).compile()
+
+    (episode,) = rollouts(["Answer: x"], graph=agent(carried=False))
+    assert episode.failure is not None and "copy_context" in episode.failure.detail
+    (episode,) = rollouts(["Answer: x"], graph=agent(carried=True))
+    assert episode.answer == "x"
