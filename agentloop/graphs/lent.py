@@ -8,15 +8,14 @@ itself of how to sample (`merge`) wins over the attempt's.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
-from itertools import count
 from typing import Any, NamedTuple
 
 from agentloop.deadline import Clock
 from agentloop.errors import BudgetReached, LimitReached, ModelError, UsageError
+from agentloop.graphs.call_keys import CallKeys
 from agentloop.ports import Model
 from agentloop.records import (
     Attempt,
@@ -69,9 +68,7 @@ class LentModel:
         self.clock = Clock(limits.seconds)
         """What counts towards its limit of time: not what its calls wait for their turn."""
         self._calls = 0
-        self._kept: dict[str, list[int]] = {}  # by what was asked, numbers of calls in the journal
-        self._taken: set[int] = set()  # numbers of such calls, and of new ones beside them
-        self._tools: tuple[tuple[ToolSpec, ...], str] = ((), "")  # last told of, and in words
+        self.keys = CallKeys(attempt)
         self._aside = 0  # tokens that calls in flight may sample
         self._in_flight = 0
         self._dearest: float | None = None  # US dollars; of the calls so far that were paid for
@@ -103,16 +100,14 @@ class LentModel:
         try:
             sampling = merge(request.sampling, self._attempt.sampling)
             messages = with_system(self._system, request.messages, lent=self._lent)
-            asked = f"{prompt_digest(messages)}{self._beside(request.tools, sampling)}"
-            number = self._number(asked, calls)
+            key, seed = self.keys.next(messages, request.tools, sampling, calls)
             most = await self._set_aside(sampling.max_tokens, calls)
-            seed = call_seed(sampling.seed, self._attempt.sample, number)
             request = Request(
                 messages=self.recorder.prepare(messages),
                 tools=request.tools,
                 sampling=replace(sampling, max_tokens=most, seed=seed),
                 policy=self._attempt.policy,
-                key=f"{self._attempt.id}/{number}-{asked}",
+                key=key,
             )
             self.offered.update((spec.name, spec) for spec in request.tools)
             with self.clock.running():
@@ -147,24 +142,11 @@ class LentModel:
         self._before = spent
         self.clock.add(spent.clock)
 
-    def expect(self, calls: Iterable[str]) -> None:
-        """The journal has these `calls` (the ends of their keys): one that is asked for again has
-        its old number, and so its seed, in whatever order the agent asks this time."""
-        for call in calls:
-            number, _, asked = call.partition("-")
-            self._kept.setdefault(asked, []).append(int(number))
-            self._taken.add(int(number))
-        for numbers in self._kept.values():
-            numbers.sort(reverse=True)
-
     def restore(self, calls: Iterable[tuple[Request, Completion]]) -> None:
         """Take over the calls that an interrupted run of this rollout finished, in order."""
         for request, completion in calls:
-            key, _, asked = request.key.rpartition("/")[2].partition("-")
-            number = int(key)
+            number = self.keys.finished(request.key)
             self._calls = max(self._calls, number + 1)  # side by side they end in any order
-            if number in self._kept.get(asked, ()):
-                self._kept[asked].remove(number)
             self._count(completion)
             messages = self.recorder.prepare(request.messages)
             self.recorder.add(replace(request, messages=messages), completion)
@@ -247,24 +229,6 @@ class LentModel:
             return LimitReached("budget", f"${limits.usd:g} for one rollout is used up")
         return None
 
-    def _number(self, asked: str, calls: int) -> int:
-        """Of a call after `calls` others: the one it had in an earlier process, or a new one."""
-        if not self._taken:
-            return calls
-        if kept := self._kept.get(asked):
-            return kept.pop()
-        number = next(one for one in count(calls) if one not in self._taken)
-        self._taken.add(number)
-        return number
-
-    def _beside(self, tools: tuple[ToolSpec, ...], sampling: Sampling) -> str:
-        """What a call asks beside its messages, for its key; empty without tools and sampling of
-        its own."""
-        own = "" if sampling == self._attempt.sampling else repr(sampling)
-        if tools != self._tools[0]:  # nearly always the last ones, and then the same objects
-            self._tools = tools, repr(tools)
-        return f"-{_digest(f'{own}{self._tools[1]}')}" if own or tools else ""
-
 
 def with_system(
     text: str, messages: tuple[Message, ...], *, lent: tuple[Message, ...] = ()
@@ -292,25 +256,3 @@ def merge(own: Sampling, given: Sampling) -> Sampling:
         else [one for one in _FIELDS if getattr(own, one) != getattr(_DEFAULT, one)]
     )
     return replace(given, **{name: getattr(own, name) for name in names}) if names else given
-
-
-def prompt_digest(messages: tuple[Message, ...]) -> str:
-    """The messages of a call, in its key, with what is asked beside them: a resumed agent that asks
-    something else (the time is in its prompt, its calls come in another order) gets a reply to
-    that, not the journaled one."""
-    told = "\0".join(
-        f"{one.role}\0{one.content}\0{one.tool_calls or one.tool_call_id or ''}" for one in messages
-    )
-    return _digest(told)
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
-
-
-def call_seed(seed: int | None, sample: int, number: int) -> int | None:
-    """A 31-bit seed for one call: calls and samples differ, repetitions do not."""
-    if seed is None:
-        return None
-    digest = hashlib.blake2b(f"{seed}/{sample}/{number}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") & 0x7FFFFFFF

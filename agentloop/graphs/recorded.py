@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from agentloop.errors import AgentLoopError, ModelError
-from agentloop.graphs.lent import call_seed, prompt_digest
+from agentloop.graphs.call_keys import call_seed, prompt_digest
 from agentloop.ports import Model
 from agentloop.records import Completion, Episode, Message, Node, Request, Unanswered, Usage
 from agentloop.trajectories.examples import EXAMPLE

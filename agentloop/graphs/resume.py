@@ -5,7 +5,7 @@ invoke the graph with nothing (go on) or with the task (start over). Decision: w
 end otherwise than the undisturbed rollout, it is started over: when the steps are of another graph
 or task (`origin`), hold objects that are not made again on loading, or end where several nodes run
 side by side (calls are numbered in the order they come, and those nodes have none). Finished calls
-are answered by the journal either way, each under its old number (`LentModel.expect`). Time goes on
+are answered by the journal either way, each under its old number (`CallKeys.expect`). Time goes on
 where it was when the rollout was cancelled; a process that was killed is known to have run until
 its last call of the model or a tool.
 """

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphRecursionError
@@ -42,7 +42,6 @@ from agentloop.ports import Model, Tool
 from agentloop.records import Attempt, Episode, Failure, Limits, Reason
 from agentloop.trajectories.redact import Redactor
 
-Kept: TypeAlias = Callable[[str], Iterable[str]]
 _STEPS_PER_TURN = 25
 """Graph steps allowed per model call, so that a loop without calls ends as well."""
 _GRACE = 0.5
@@ -63,12 +62,12 @@ def _quiet(episode: Episode) -> None:
 class Runner:
     """Runs `graph`. `checkpoints` is a folder that keeps each rollout's steps under its episode id:
     one that was cut off goes on from its last step. `native_tools` as in `RunContext`. `kept` gives
-    the calls of an episode that the journal has, as the ends of their keys (`LentModel.expect`)."""
+    the calls of an episode that the journal has, as the ends of their keys (`CallKeys.expect`)."""
 
     graph: Graph
     checkpoints: Path | None = None
     native_tools: bool = True
-    kept: Kept | None = None
+    kept: Callable[[str], Iterable[str]] | None = None
 
     async def run(
         self,
@@ -170,7 +169,7 @@ class Batch:
     on_done: Callable[[Episode], None]
     beats: Heartbeat
     setups: Setups
-    kept: Kept | None
+    kept: Callable[[str], Iterable[str]] | None
     spent: BudgetReached | None = field(default=None)
     """Why no further rollout begins."""
 
@@ -179,7 +178,7 @@ class Batch:
         lent = LentModel(self.model, attempt, self.limits, turns=not self.native_tools)
         book = ToolBook()
         if self.kept is not None:
-            lent.expect(self.kept(attempt.id))
+            lent.keys.expect(self.kept(attempt.id))
 
         def ended(answer: str | None, failure: Failure | None) -> Episode:
             made = _episode(attempt, lent, answer, failure)
