@@ -22,7 +22,7 @@ class CallKeys:
         self._attempt = attempt
         self._kept: dict[str, list[int]] = {}  # by what was asked, numbers of calls in the journal
         self._taken: set[int] = set()  # numbers of such calls, and of new ones beside them
-        self._tools: tuple[tuple[ToolSpec, ...], str] = ((), "")  # last told of, and in words
+        self._tools: tuple[tuple[ToolSpec, ...], str] = ((), "")  # last told of; their digest
 
     def expect(self, calls: Iterable[str]) -> None:
         """The journal has these `calls` (the ends of their keys)."""
@@ -60,11 +60,13 @@ class CallKeys:
         return number
 
     def _beside(self, tools: tuple[ToolSpec, ...], sampling: Sampling) -> str:
+        """What is asked beside the messages; nothing where that is what every call asks."""
         usual = self._attempt.sampling
         own = "" if sampling is usual or sampling == usual else repr(sampling)
         if tools != self._tools[0]:  # nearly always the last ones, and then the same objects
-            self._tools = tools, repr(tools)
-        return f"-{_digest(f'{own}{self._tools[1]}')}" if own or tools else ""
+            self._tools = tools, f"-{_digest(repr(tools))}" if tools else ""
+        told = self._tools[1]
+        return f"-{_digest(f'{own}{told}')}" if own else told
 
 
 def prompt_digest(messages: tuple[Message, ...]) -> str:
