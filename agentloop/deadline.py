@@ -75,6 +75,10 @@ class Clock:
         """On the clock so far."""
         return (self._stopped if self._waiting else time.monotonic()) - self._began
 
+    def add(self, seconds: float) -> None:
+        """So much was used before, in another process."""
+        self._began -= seconds
+
     def left(self) -> float:
         """On the clock from now on; negative when it is late."""
         return self._limit - self.seconds()

@@ -18,18 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from agentloop.errors import UsageError
 from agentloop.records import (
     Completion,
-    Json,
     Message,
+    OwnSampling,
     Request,
     Sampling,
     ToolCall,
     ToolSpec,
     record,
 )
+from agentloop.trajectories.arguments import read_arguments, write_arguments
 
-UNPARSED = "_unparsed"
-"""Sole argument of a tool call whose arguments were not a JSON object, as the transports have it:
-towards the agent it is the text that the model wrote."""
 MAX_MESSAGES = 4096
 _FINISH = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _HARMLESS = frozenset(
@@ -71,8 +69,8 @@ class _Shape(BaseModel):
 
 
 class _Part(_Shape):
-    type: Literal["text"]
-    text: str
+    type: str
+    text: str | None = None
 
 
 class _CalledFunction(_Shape):
@@ -155,7 +153,7 @@ def parse(data: bytes) -> Ask:
         if value not in _NEUTRAL[key]:
             raise UsageError(f"`{key}` = {json.dumps(value)[:80]} is not supported here")
     request = Request(
-        messages=tuple(_message(message) for message in body.messages),
+        messages=tuple(_message(at, message) for at, message in enumerate(body.messages)),
         tools=_offered(body),
         sampling=_sampling(body),
     )
@@ -166,16 +164,18 @@ def parse(data: bytes) -> Ask:
     )  # fmt: skip
 
 
-def _message(message: _Message) -> Message:
+def _message(at: int, message: _Message) -> Message:
     content = message.content
     if isinstance(content, list):
-        content = "".join(part.text for part in content)
+        content = "".join(_text(f"messages.{at}.content.{n}", one) for n, one in enumerate(content))
     return Message(
         role="system" if message.role == "developer" else message.role,
         content=content or "",
         tool_calls=tuple(
             ToolCall(
-                id=call.id, name=call.function.name, arguments=_arguments(call.function.arguments)
+                id=call.id,
+                name=call.function.name,
+                arguments=read_arguments(call.function.arguments),
             )
             for call in message.tool_calls or ()
         ),
@@ -184,12 +184,10 @@ def _message(message: _Message) -> Message:
     )
 
 
-def _arguments(text: str) -> dict[str, Json]:
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {UNPARSED: text}
-    return value if isinstance(value, dict) else {UNPARSED: text}
+def _text(place: str, part: _Part) -> str:
+    if part.type != "text" or part.text is None:
+        raise UsageError(f"`{place}` is of type `{part.type}`; only text is supported here")
+    return part.text
 
 
 def _offered(body: _Body) -> tuple[ToolSpec, ...]:
@@ -210,16 +208,19 @@ def _offered(body: _Body) -> tuple[ToolSpec, ...]:
 
 
 def _sampling(body: _Body) -> Sampling:
-    """What the client set; the rest keeps the record's defaults, for the workflow to decide."""
+    """What the client set, for the workflow to add to."""
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    if "" in stop:
+        raise UsageError("`stop` has an empty text, at which every reply would end; leave it out")
     given: dict[str, Any] = {
         "temperature": body.temperature,
         "top_p": body.top_p,
         "top_k": None if body.top_k is None else max(0, body.top_k),
         "max_tokens": body.max_completion_tokens or body.max_tokens,
         "seed": body.seed,
-        "stop": (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        "stop": stop or None,
     }
-    return Sampling(**{name: value for name, value in given.items() if value is not None})
+    return OwnSampling.of(**{name: value for name, value in given.items() if value is not None})
 
 
 # --- out ----------------------------------------------------------------------------------------
@@ -276,16 +277,11 @@ def _said(completion: Completion) -> dict[str, Any]:
         {
             "id": call.id,
             "type": "function",
-            "function": {"name": call.name, "arguments": _text(call.arguments)},
+            "function": {"name": call.name, "arguments": write_arguments(call.arguments)},
         }
         for call in message.tool_calls
     ]
     return {"content": message.content or None, "tool_calls": calls}
-
-
-def _text(arguments: dict[str, Json]) -> str:
-    raw = arguments.get(UNPARSED)
-    return raw if isinstance(raw, str) and len(arguments) == 1 else json.dumps(arguments)
 
 
 def _finish(completion: Completion) -> str:

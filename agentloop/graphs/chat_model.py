@@ -23,7 +23,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from agentloop.graphs.context import current
 from agentloop.graphs.messages import to_langchain, to_message
-from agentloop.records import Completion, Request, Sampling, ToolSpec
+from agentloop.records import Completion, OwnSampling, Request, ToolSpec
 
 
 def chat_model(
@@ -93,10 +93,11 @@ class LentChatModel(BaseChatModel):
             if kwargs.get(name) is not None
         }
         stops = (*self.stops, *(stop or ()))
+        own = {**self.settings, **called, **({"stop": stops} if stops else {})}
         return Request(
             messages=tuple(to_message(message) for message in messages),
             tools=tuple(_spec(tool["function"]) for tool in kwargs.get("tools") or ()),
-            sampling=Sampling(**{**self.settings, **called}, stop=stops),
+            sampling=OwnSampling.of(**own),
         )
 
 

@@ -201,9 +201,12 @@ class DeltaSaver(_Unsuspended):
         with self._lock, self._file(thread).writing() as file:
             file.add_note(note)
 
-    def notes(self, thread: str) -> Sequence[Any]:
+    def notes(self, thread: str, *, all: bool = False) -> Sequence[Any]:
         """The notes made before the last step was stored. Later ones belong to a step that runs
-        again and are dropped."""
+        again and are dropped; with `all` they are given, too."""
+        if all:
+            with self._lock:
+                return tuple(self._file(thread).refresh().notes)
         with self._lock, self._file(thread).writing() as file:
             file.cut_notes()
             return tuple(file.notes)

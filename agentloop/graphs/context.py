@@ -39,7 +39,9 @@ def current() -> RunContext:
     context = current_run.get()
     if context is None:
         raise UsageError(
-            "this agent's model is lent by agentloop; run it with: agentloop run WORKFLOW"
+            "this agent's model is lent by agentloop, and no rollout is known in this thread: run "
+            "the agent with `agentloop run WORKFLOW`; in a thread pool of your own, submit "
+            "`contextvars.copy_context().run` with the function"
         )
     return context
 

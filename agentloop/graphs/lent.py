@@ -2,20 +2,20 @@
 
 Goes in: a graph's `Request`. Comes out: the wrapped model's `Completion`, recorded. Decision: the
 graph never learns that it is being measured, so one graph serves every bundle; what a graph sets
-itself (any sampling field that differs from the record's default) wins over the attempt's.
+itself of how to sample (`merge`) wins over the attempt's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from agentloop.deadline import Clock
 from agentloop.errors import BudgetReached, LimitReached, ModelError, StoreError, UsageError
+from agentloop.graphs.call_keys import CallKeys
 from agentloop.ports import Model
 from agentloop.records import (
     Attempt,
@@ -23,6 +23,7 @@ from agentloop.records import (
     Failure,
     Limits,
     Message,
+    OwnSampling,
     Request,
     Sampling,
     ToolSpec,
@@ -35,6 +36,18 @@ from agentloop.trajectories.recorder import Recorder
 _GRACE = 0.5
 """Seconds that cancelled calls have to end in."""
 _DEFAULT = Sampling()
+_FIELDS = tuple(field.name for field in fields(Sampling))
+
+
+class Spent(NamedTuple):
+    """Time that a rollout took, in all processes that ran it."""
+
+    began: float
+    """When the first one began, by the wall clock."""
+    seconds: float
+    """While one of them ran it."""
+    clock: float
+    """The seconds of these that count towards its limit."""
 
 
 class LentModel:
@@ -50,11 +63,15 @@ class LentModel:
         self._system, self._lent = split_turns(attempt.system) if turns else own
         self._loop = asyncio.get_running_loop()
         self.started = time.monotonic()
-        """When the rollout began, by the monotonic clock."""
+        """When the rollout began here, by the monotonic clock."""
+        self._before = Spent(time.time(), 0.0, 0.0)
         self.clock = Clock(limits.seconds)
         """What counts towards its limit of time: not what its calls wait for their turn."""
         self._calls = 0
+        self.keys = CallKeys(attempt)
         self._aside = 0  # tokens that calls in flight may sample
+        self._in_flight = 0
+        self._dearest: float | None = None  # US dollars; of the calls so far that were paid for
         self._settled = asyncio.Event()  # set when one of them ends; then there is a new one
         self._running: set[asyncio.Task[Any]] = set()
         self.recorder = Recorder()
@@ -78,15 +95,23 @@ class LentModel:
             there = asyncio.run_coroutine_threadsafe(self.complete(request), self._loop)
             return await asyncio.wrap_future(there)
         self._check(self._calls)
-        number, self._calls = self._calls, self._calls + 1
+        calls, self._calls = self._calls, self._calls + 1
         caller = asyncio.current_task()
         assert caller is not None
         self._running.add(caller)
-        most = 0
+        most: int | None = None
         try:
             sampling = merge(request.sampling, self._attempt.sampling)
-            most = await self._set_aside(sampling.max_tokens, number)
-            request = self._stamp(request, replace(sampling, max_tokens=most), number)
+            messages = with_system(self._system, request.messages, lent=self._lent)
+            key, seed = self.keys.next(messages, request.tools, sampling, calls)
+            most = await self._set_aside(sampling.max_tokens, calls)
+            request = Request(
+                messages=self.recorder.prepare(messages),
+                tools=request.tools,
+                sampling=replace(sampling, max_tokens=most, seed=seed),
+                policy=self._attempt.policy,
+                key=key,
+            )
             self.offered.update((spec.name, spec) for spec in request.tools)
             with self.clock.running():
                 completion = await self._model.complete(request)
@@ -99,24 +124,33 @@ class LentModel:
             raise
         finally:
             self._running.discard(caller)
-            self._aside -= most
+            if most is not None:
+                self._aside, self._in_flight = self._aside - most, self._in_flight - 1
             self._settled.set()
             self._settled = asyncio.Event()
         self.failed = None
-        self._replies += 1
-        self.usage += completion.usage
+        self._count(completion)
         self.recorder.add(request, completion)
         if self.on_call is not None:
             self.on_call(request, completion)
         return completion
 
+    def spent(self) -> Spent:
+        """The rollout's time so far."""
+        began, seconds, _ = self._before
+        return Spent(began, seconds + time.monotonic() - self.started, self.clock.seconds())
+
+    def go_on(self, spent: Spent) -> None:
+        """Take over the time that an interrupted run of this rollout took."""
+        self._before = spent
+        self.clock.add(spent.clock)
+
     def restore(self, calls: Iterable[tuple[Request, Completion]]) -> None:
         """Take over the calls that an interrupted run of this rollout finished, in order."""
         for request, completion in calls:
-            number = int(request.key.rpartition("/")[2].partition("-")[0])
+            number = self.keys.finished(request.key)
             self._calls = max(self._calls, number + 1)  # side by side they end in any order
-            self._replies += 1
-            self.usage += completion.usage
+            self._count(completion)
             messages = self.recorder.prepare(request.messages)
             self.recorder.add(replace(request, messages=messages), completion)
 
@@ -144,17 +178,35 @@ class LentModel:
         if left:
             await asyncio.wait(left, timeout=_GRACE)
 
-    async def _set_aside(self, wanted: int, number: int) -> int:
-        """The tokens that call `number` may sample: its own until it ends. While calls in flight
-        could use up what it needs it waits for them, on the clock: they are this rollout's."""
+    async def _set_aside(self, wanted: int, calls: int) -> int:
+        """The tokens that a call after `calls` others may sample: its own until it ends. While
+        calls in flight could use up what it needs it waits for them, on the clock: they are this
+        rollout's."""
         while True:
             left = self.limits.tokens - self.usage.completion_tokens
             most = min(wanted, left)
-            if self._aside + most <= left:
-                self._aside += most
+            if self._aside + most <= left and self._affordable():
+                self._aside, self._in_flight = self._aside + most, self._in_flight + 1
                 return most
             await self._settled.wait()
-            self._check(number)
+            self._check(calls)
+
+    def _affordable(self) -> bool:
+        """Whether one more call may join those in flight: what they cost only their replies tell,
+        so each is taken to cost as much as the dearest, and until one was paid for they go alone.
+        So `limits.usd` is passed by the last call at most, or by calls that grow dearer."""
+        limit = self.limits.usd
+        if limit is None or not self._in_flight:
+            return True
+        if self._dearest is None:
+            return False
+        return self.usage.usd + (self._in_flight + 1) * self._dearest <= limit
+
+    def _count(self, completion: Completion) -> None:
+        self._replies += 1
+        self.usage += completion.usage
+        if not completion.cached:
+            self._dearest = max(self._dearest or 0.0, completion.usage.usd)
 
     def _note(self, key: str, error: ModelError) -> None:
         failure = Failure(reason=error.reason, detail=str(error))  # type: ignore[arg-type]
@@ -180,17 +232,6 @@ class LentModel:
             return LimitReached("budget", f"${limits.usd:g} for one rollout is used up")
         return None
 
-    def _stamp(self, request: Request, given: Sampling, number: int) -> Request:
-        attempt = self._attempt
-        messages = with_system(self._system, request.messages, lent=self._lent)
-        return Request(
-            messages=self.recorder.prepare(messages),
-            tools=request.tools,
-            sampling=replace(given, seed=call_seed(given.seed, attempt.sample, number)),
-            policy=attempt.policy,
-            key=f"{attempt.id}/{number}-{prompt_digest(messages)}",
-        )
-
 
 def with_system(
     text: str, messages: tuple[Message, ...], *, lent: tuple[Message, ...] = ()
@@ -208,29 +249,13 @@ def with_system(
 
 
 def merge(own: Sampling, given: Sampling) -> Sampling:
-    """`given`, overridden by every field in which `own` differs from the default."""
+    """`given`, overridden by the fields that an `OwnSampling` names, or in which a plain `own`
+    differs from the default."""
     if own == _DEFAULT:  # what almost every call of a graph has
         return given
-    changed = {
-        field.name: getattr(own, field.name)
-        for field in fields(Sampling)
-        if getattr(own, field.name) != getattr(_DEFAULT, field.name)
-    }
-    return replace(given, **changed)
-
-
-def prompt_digest(messages: tuple[Message, ...]) -> str:
-    """What a call asks, in its key: a resumed agent that asks something else (the time is in its
-    prompt, its calls come in another order) gets a reply to that, not the journaled one."""
-    told = "\0".join(
-        f"{one.role}\0{one.content}\0{one.tool_calls or one.tool_call_id or ''}" for one in messages
+    names = (
+        own.given
+        if isinstance(own, OwnSampling)
+        else [one for one in _FIELDS if getattr(own, one) != getattr(_DEFAULT, one)]
     )
-    return hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
-
-
-def call_seed(seed: int | None, sample: int, number: int) -> int | None:
-    """A 31-bit seed for one call: calls and samples differ, repetitions do not."""
-    if seed is None:
-        return None
-    digest = hashlib.blake2b(f"{seed}/{sample}/{number}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") & 0x7FFFFFFF
+    return replace(given, **{name: getattr(own, name) for name in names}) if names else given

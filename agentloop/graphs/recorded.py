@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from agentloop.errors import AgentLoopError, ModelError
-from agentloop.graphs.lent import call_seed, prompt_digest
+from agentloop.graphs.call_keys import call_seed, prompt_digest
 from agentloop.ports import Model
 from agentloop.records import Completion, Episode, Message, Node, Request, Unanswered, Usage
 from agentloop.trajectories.examples import EXAMPLE
@@ -41,7 +41,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Kept:
-    """A reply as the journal has it: `key` is `NUMBER-DIGEST`, the end of its request's."""
+    """A reply as the journal has it: `key` is `NUMBER-DIGEST`, the end of its request's; a second
+    digest follows where tools or a sampling of its own were asked for."""
 
     key: str
     completion: Completion
@@ -85,7 +86,7 @@ def _found(
     seed = episode.setup.sampling.seed if episode.setup else None
 
     def likely(one: Kept) -> tuple[bool, bool]:
-        asked = one.key.partition("-")[2] == digest
+        asked = one.key.split("-")[1] == digest
         return asked, call_seed(seed, episode.sample, one.number) == given
 
     alike = [one for one in journal if _same(one.completion, node)]

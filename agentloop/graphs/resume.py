@@ -5,12 +5,14 @@ invoke the graph with nothing (go on) or with the task (start over). Decision: w
 end otherwise than the undisturbed rollout, it is started over: when the steps are of another graph
 or task (`origin`), hold objects that are not made again on loading, or end where several nodes run
 side by side (calls are numbered in the order they come, and those nodes have none). Finished calls
-are answered by the journal either way.
+are answered by the journal either way, each under its old number (`CallKeys.expect`). Time goes on
+where it was when the rollout was cancelled; a process that was killed is known to have run until
+its last call of the model or a tool.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
@@ -20,14 +22,14 @@ from langgraph.checkpoint.serde.event_hooks import SerdeEvent, register_serde_ev
 from langgraph.types import StateSnapshot
 
 from agentloop.graphs.checkpoints import DeltaSaver
-from agentloop.graphs.lent import LentModel
+from agentloop.graphs.lent import LentModel, Spent
 from agentloop.graphs.lent_tools import ToolBook
 from agentloop.graphs.load import Graph
 from agentloop.graphs.setup import shape_of
-from agentloop.records import Completion, Message, Request, Sampling, ToolResult, content_id
+from agentloop.records import Completion, Json, Message, Request, Sampling, ToolResult, content_id
 from agentloop.trajectories.codec import from_json, to_json
 
-_TOLD = "tool_call"
+_TOLD, _KEY, _SPENT = "tool_call", "key", "spent"
 ORIGIN = "agentloop_origin"
 """Under which a checkpoint's metadata holds its `origin`."""
 
@@ -42,9 +44,10 @@ async def resume(
     graph: Graph, saver: DeltaSaver, config: RunnableConfig, lent: LentModel, book: ToolBook
 ) -> bool:
     """Whether the rollout that `config` names goes on; then `lent` knows its earlier calls and
-    `book` what its tools gave. From now on both are kept beside the steps."""
+    `book` what its tools gave. From now on both are kept beside the steps. The time that it took
+    counts on also where it starts over."""
     thread = config["configurable"]["thread_id"]
-    notes = Notes(saver, thread)
+    notes = Notes(saver, thread, lent.spent)
     lent.on_call, book.on_result = notes.add, notes.add_result
     refused: list[SerdeEvent] = []
     stop = register_serde_event_listener(refused.append)
@@ -56,12 +59,23 @@ async def resume(
     finally:
         stop()
     same = dict(found.metadata).get(ORIGIN) == config["metadata"][ORIGIN]
-    if not same or refused or not state.values or _side_by_side(state):
+    spent = notes.read_time() if same else None
+    goes_on = same and not refused and bool(state.values) and not _side_by_side(state)
+    if goes_on:
+        lent.restore(notes.read())
+        book.restore(notes.read_results())
+    else:
         saver.delete_thread(thread)
-        return False
-    lent.restore(notes.read())
-    book.restore(notes.read_results())
-    return True
+    if spent is not None:
+        lent.go_on(spent)
+        notes.add_time()
+    return goes_on
+
+
+def keep_time(saver: DeltaSaver, thread: str, spent: Spent | None) -> None:
+    """Note what a rollout took until it was cut off; `None` when it is over, so that another try
+    has all of its time."""
+    Notes(saver, thread, lambda: spent).add_time()
 
 
 def _side_by_side(state: StateSnapshot) -> bool:
@@ -74,10 +88,12 @@ def _side_by_side(state: StateSnapshot) -> bool:
 
 class Notes:
     """The calls of one rollout, each kept as what it adds to the one before it, and what its tools
-    gave."""
+    gave; beside each, the time it had taken by then."""
 
-    def __init__(self, saver: DeltaSaver, thread: str) -> None:
-        self._saver, self._thread = saver, thread
+    def __init__(
+        self, saver: DeltaSaver, thread: str, spent: Callable[[], Spent | None] = lambda: None
+    ) -> None:
+        self._saver, self._thread, self._spent = saver, thread, spent
         self._messages: tuple[Message, ...] = ()
         self._ids: tuple[int, ...] = ()
         self._clean = True
@@ -94,24 +110,40 @@ class Notes:
             reply = replace(reply, completion_ids=None, logprobs=None, redacted=True)
         shared = _common(self._ids, prompt or ())
         self._saver.note(self._thread, {
-            "key": request.key, "policy": request.policy, "sampling": to_json(request.sampling),
+            _KEY: request.key, "policy": request.policy, "sampling": to_json(request.sampling),
             "messages": [len(messages) - len(new), *texts[:-1]], "reply": to_json(reply),
             "prompt": None if prompt is None else [shared, *prompt[shared:]],
+            _SPENT: self._time(),
         })  # fmt: skip
         self._know(messages, prompt, reply)
 
     def read(self) -> list[tuple[Request, Completion]]:
         """The calls of the finished steps."""
-        return [self._read(note) for note in self._saver.notes(self._thread) if _TOLD not in note]
+        return [self._read(note) for note in self._saver.notes(self._thread) if _KEY in note]
 
     def add_result(self, at: int, result: ToolResult) -> None:
         """Keep what the tool call at place `at` gave."""
-        self._saver.note(self._thread, {_TOLD: at, "result": to_json(result)})
+        note = {_TOLD: at, "result": to_json(result), _SPENT: self._time()}
+        self._saver.note(self._thread, note)
 
     def read_results(self) -> dict[int, ToolResult]:
         """Of the finished steps, by place."""
         notes = [note for note in self._saver.notes(self._thread) if _TOLD in note]
         return {note[_TOLD]: from_json(ToolResult, note["result"]) for note in notes}
+
+    def add_time(self) -> None:
+        """Keep the time alone."""
+        self._saver.note(self._thread, {_SPENT: self._time()})
+
+    def read_time(self) -> Spent | None:
+        """The latest, also of a step that runs again."""
+        notes = reversed(self._saver.notes(self._thread, all=True))
+        spent = next((note[_SPENT] for note in notes if _SPENT in note), None)
+        return None if spent is None else Spent(*spent)
+
+    def _time(self) -> list[Json] | None:
+        spent = self._spent()
+        return None if spent is None else list(spent)
 
     def _read(self, note: Any) -> tuple[Request, Completion]:
         kept, *new = note["messages"]
@@ -123,7 +155,7 @@ class Notes:
         self._clean = self._clean and not reply.redacted
         sampling = from_json(Sampling, note["sampling"])
         request = Request(
-            messages=messages, sampling=sampling, policy=note["policy"], key=note["key"]
+            messages=messages, sampling=sampling, policy=note["policy"], key=note[_KEY]
         )
         return request, replace(reply, prompt_ids=ids)
 

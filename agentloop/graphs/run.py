@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,7 +35,7 @@ from agentloop.graphs.lent import LentModel
 from agentloop.graphs.lent_tools import ToolBook
 from agentloop.graphs.load import Graph
 from agentloop.graphs.messages import to_dict, to_message
-from agentloop.graphs.resume import ORIGIN, origin, resume
+from agentloop.graphs.resume import ORIGIN, keep_time, origin, resume
 from agentloop.graphs.setup import Setups
 from agentloop.graphs.text import final_answer
 from agentloop.graphs.threads import serve
@@ -63,11 +62,13 @@ def _quiet(episode: Episode) -> None:
 @dataclass(frozen=True)
 class Runner:
     """Runs `graph`. `checkpoints` is a folder that keeps each rollout's steps under its episode id:
-    one that was cut off goes on from its last step. `native_tools` as in `RunContext`."""
+    one that was cut off goes on from its last step. `native_tools` as in `RunContext`. `kept` gives
+    the calls of an episode that the journal has, as the ends of their keys (`CallKeys.expect`)."""
 
     graph: Graph
     checkpoints: Path | None = None
     native_tools: bool = True
+    kept: Callable[[str], Iterable[str]] | None = None
 
     async def run(
         self,
@@ -118,7 +119,16 @@ class Runner:
         setups = Setups(self.graph, by_name, self.native_tools)
         with beats.watching(), _rare_collections():
             yield Batch(
-                graph, saver, model, by_name, limits, self.native_tools, on_done, beats, setups
+                graph,
+                saver,
+                model,
+                by_name,
+                limits,
+                self.native_tools,
+                on_done,
+                beats,
+                setups,
+                self.kept,
             )
 
 
@@ -160,18 +170,20 @@ class Batch:
     on_done: Callable[[Episode], None]
     beats: Heartbeat
     setups: Setups
+    kept: Callable[[str], Iterable[str]] | None
     spent: BudgetReached | None = field(default=None)
     """Why no further rollout begins."""
 
     async def rollout(self, attempt: Attempt) -> Episode:
         """One attempt to its end, reported. Raises only cancellation from outside, and `StoreError`
         where what it paid for cannot be kept."""
-        begun = time.time(), time.monotonic()
         lent = LentModel(self.model, attempt, self.limits, turns=not self.native_tools)
         book = ToolBook()
+        if self.kept is not None:
+            lent.keys.expect(self.kept(attempt.id))
 
         def ended(answer: str | None, failure: Failure | None) -> Episode:
-            made = _episode(attempt, lent, begun, answer, failure)
+            made = _episode(attempt, lent, answer, failure)
             return replace(made, setup=self.setups.of(attempt, lent, book))
 
         answer, failure = None, None
@@ -184,9 +196,13 @@ class Batch:
                 failure = Failure(reason="cancelled", detail="the run was stopped")
                 if lent.recorder.trajectory().nodes:
                     self.on_done(ended(None, failure))
+                if self.saver is not None:
+                    keep_time(self.saver, attempt.id, lent.spent())
                 raise
         episode = ended(answer, failure)
         self.on_done(episode)
+        if self.saver is not None and failure is not None and failure.reason == "time_limit":
+            keep_time(self.saver, attempt.id, None)
         return episode
 
     async def _attempt(
@@ -198,8 +214,10 @@ class Batch:
             model=lent, tools=book.lend(self.tools), limits=self.limits,
             native_tools=self.native_tools,
         )  # fmt: skip
-        work = asyncio.create_task(self._invoke(attempt, context, book))
+        ready = asyncio.get_running_loop().create_future()
+        work = asyncio.create_task(self._invoke(attempt, context, book, ready))
         try:
+            await asyncio.wait((work, ready), return_when=asyncio.FIRST_COMPLETED)
             while not work.done() and (left := lent.clock.left()) > 0:
                 await asyncio.wait((work,), timeout=max(left, _TICK))
             return self._outcome(work, lent)
@@ -236,8 +254,10 @@ class Batch:
             return None, Failure(reason=_reason(error), detail=_line(error))
 
     async def _invoke(
-        self, attempt: Attempt, context: RunContext, book: ToolBook
+        self, attempt: Attempt, context: RunContext, book: ToolBook, ready: asyncio.Future[None]
     ) -> dict[str, Any]:
+        """The graph's last state. `ready` is done when the clock shows the time that was taken in
+        earlier processes, too."""
         current_run.set(context)
         config: RunnableConfig = {
             "configurable": {"thread_id": attempt.id},
@@ -248,6 +268,7 @@ class Batch:
         if saver is not None:
             config["metadata"] = {ORIGIN: origin(self.graph, attempt.task.prompt, self.tools)}
             goes_on = await resume(self.graph, saver, config, lent, book)
+        ready.set_result(None)
         asked = {"role": "user", "content": attempt.task.prompt}
         task = {"messages": [*map(to_dict, attempt.history), asked]}
         state = await self.graph.ainvoke(
@@ -262,10 +283,9 @@ class Batch:
 
 
 def _episode(
-    attempt: Attempt, lent: LentModel, begun: tuple[float, float], answer: str | None,
-    failure: Failure | None,
-) -> Episode:  # fmt: skip
-    """`begun` is when, by the wall clock and by the monotonic one."""
+    attempt: Attempt, lent: LentModel, answer: str | None, failure: Failure | None
+) -> Episode:
+    spent = lent.spent()
     return Episode(
         id=attempt.id,
         task=attempt.task,
@@ -278,8 +298,8 @@ def _episode(
         answer=answer,
         failure=failure,
         usage=lent.usage,
-        started=begun[0],
-        seconds=time.monotonic() - begun[1],
+        started=spent.began,
+        seconds=spent.seconds,
         skills=attempt.skills,
     )
 

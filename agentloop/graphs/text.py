@@ -8,11 +8,11 @@ engine that stops at the closing fence leaves it out.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 
 from agentloop.records import Json, ToolCall, ToolSpec
+from agentloop.trajectories.arguments import read_json
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([A-Za-z_][\w.-]*)[ \t\r]*$", re.MULTILINE)
 _CLOSE = re.compile(r"^[ \t]*```", re.MULTILINE)
@@ -42,8 +42,8 @@ def _arguments(body: str, tool: ToolSpec) -> dict[str, Json]:
         if isinstance(only, dict) and only.get("type") == "string":
             return {names[0]: body}
     try:
-        value = json.loads(body or "{}")
-    except (ValueError, RecursionError):
+        value = read_json(body or "{}")
+    except ValueError:
         return {names[0]: body} if len(names) == 1 else {}
     if isinstance(value, dict):
         return value

@@ -13,17 +13,13 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticSerializationError, from_json, to_json
+from pydantic_core import PydanticSerializationError, to_json
 from typing_extensions import TypedDict
 
 from agentloop.errors import UNTOLD
 from agentloop.models import faults
 from agentloop.records import Completion, Json, Message, Request, ToolCall, ToolSpec, Usage
-
-UNPARSED = "_unparsed"
-"""Sole argument of a tool call whose arguments were not a JSON object: the text as it came. No
-tool has such a parameter, so the tool refuses it and the model reads why."""
-
+from agentloop.trajectories.arguments import read_arguments
 
 # --- out ----------------------------------------------------------------------------------------
 
@@ -248,15 +244,7 @@ def _calls(calls: list[_Call]) -> tuple[ToolCall, ...]:
 
 
 def _arguments(given: str | dict[str, Any] | None) -> dict[str, Json]:
-    if isinstance(given, dict):
-        return given
-    if given is None or not given.strip():
-        return {}
-    try:
-        value = from_json(given, allow_inf_nan=False)
-    except ValueError:
-        return {UNPARSED: given}
-    return value if isinstance(value, dict) else {UNPARSED: given}
+    return read_arguments(json.dumps(given) if isinstance(given, dict) else given or "")
 
 
 def _ids(given: list[int] | None) -> tuple[int, ...] | None:

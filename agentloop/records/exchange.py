@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Literal
+from typing import Any, Literal
 
 from agentloop.records.base import Json, record
 
@@ -85,6 +85,19 @@ class Sampling:
     max_tokens: int = 256
     seed: int | None = None
     stop: tuple[str, ...] = ()
+
+
+@record
+class OwnSampling(Sampling):
+    """What an agent set itself; the rest is the workflow's to say."""
+
+    given: frozenset[str] = frozenset()
+    """The names of its fields, since a value may equal the default and still be meant."""
+
+    @classmethod
+    def of(cls, **given: Any) -> OwnSampling:
+        """Of the fields that are set."""
+        return cls(**given, given=frozenset(given))
 
 
 @record

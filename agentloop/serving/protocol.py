@@ -38,6 +38,9 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "suffix": (None, ""),
 }
 """Fields that are accepted only with a value that asks for nothing."""
+_NO_TEXT = "`{}` has what a tokenizer cannot read: half a surrogate pair, or no text at all"
+_COLDEST = 1e-6
+"""Below it logits overflow in the division, and what is then sampled has no log-probability."""
 
 
 def chat_request(engine: Engine, body: Body) -> tuple[Generation, bool]:
@@ -48,11 +51,11 @@ def chat_request(engine: Engine, body: Body) -> tuple[Generation, bool]:
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise ValueError("`messages` must be a list of objects")
     flat = [{**m, "content": text_of(m.get("content"))} for m in messages]
-    rendered = render_chat(
-        engine.tokenizer,
-        cast(Sequence[ChatMessage], flat),
-        _flag(body, "add_generation_prompt", default=True),
-    )
+    opens = _flag(body, "add_generation_prompt", default=True)
+    try:
+        rendered = render_chat(engine.tokenizer, cast(Sequence[ChatMessage], flat), opens)
+    except TypeError as error:
+        raise ValueError(_NO_TEXT.format("messages")) from error
     return _generation(body, rendered.ids, engine.context), rendered.drift
 
 
@@ -61,7 +64,10 @@ def completion_request(engine: Engine, body: Body) -> Generation:
     _refuse(body, extra={"prompt"})
     prompt = body.get("prompt")
     if isinstance(prompt, str):
-        prompt = engine.tokenizer.encode(prompt)
+        try:
+            prompt = engine.tokenizer.encode(prompt)
+        except TypeError as error:
+            raise ValueError(_NO_TEXT.format("prompt")) from error
     if not isinstance(prompt, list) or not all(type(item) is int for item in prompt):
         raise ValueError("`prompt` must be a list of token ids or a text")
     return _generation(body, prompt, engine.context)
@@ -90,7 +96,7 @@ def _generation(body: Body, prompt: list[int], context: int) -> Generation:
         raise ValueError("`stop` must be a text or a list of texts")
     sampling = Sampling(
         max_tokens=int(_number(limit, "max_tokens", default, low=0 if scoring else 1, whole=True)),
-        temperature=_number(body.get("temperature"), "temperature", 1.0, low=0, high=100),
+        temperature=_temperature(body.get("temperature")),
         top_p=_number(body.get("top_p"), "top_p", 1.0, low=1e-9, high=1),
         top_k=max(0, int(_number(body.get("top_k"), "top_k", 0, low=-1, whole=True))),
         seed=None
@@ -100,6 +106,13 @@ def _generation(body: Body, prompt: list[int], context: int) -> Generation:
         ignore_eos=_flag(body, "ignore_eos"),
     )
     return Generation(prompt, sampling, str(body.get("model") or ""), scoring)
+
+
+def _temperature(value: object) -> float:
+    given = _number(value, "temperature", 1.0, low=0, high=100)
+    if 0 < given < _COLDEST:
+        raise ValueError(f"`temperature` must be 0 (greedy), or at least {_COLDEST:g}")
+    return given
 
 
 def _flag(body: Body, name: str, *, default: bool = False) -> bool:

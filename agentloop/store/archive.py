@@ -145,6 +145,10 @@ class Archive(Versions):
         entry = self.log.get("call", key)
         return None if entry is None else from_json(Completion, entry.body)
 
+    def calls_of(self, episode: str) -> list[str]:
+        """The ends of the keys under which replies to an episode's calls are kept."""
+        return [key.rpartition("/")[2] for key in self.log.keys("call", f"{episode}/")]
+
     async def add_call(self, key: str, completion: Completion, *, scope: str = "") -> None:
         """Journal the reply to a model call; `scope` is the run that paid for it."""
         draft = Draft(kind="call", key=key, body=to_json(completion), scope=scope)

@@ -193,8 +193,9 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
         stack.push_async_callback(transport.close)
         budget = options.budget or spec.budget
         before = 0.0 if options.live else stack.enter_context(counted(archive, options.run))
+        spent = archive.spent(options.run)
         meter = Meter(
-            budget, prices(spec, model_spec), spent=archive.spent(options.run),
+            budget, prices(spec, model_spec), spent=spent,
             unconfirmed=archive.unconfirmed(options.run), seconds=before,
         )  # fmt: skip
         model = lend_model(
@@ -212,6 +213,7 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
                     else checkpoints(options.home, options.run)
                 ),
                 native_tools=not model_spec.local,
+                kept=archive.calls_of if spent.calls else None,  # it goes on
             ),
             model=model, reward=loaded.build(_reward(spec, model_spec)),
             tools=open_tools(loaded, sandbox), limits=spec.limits,

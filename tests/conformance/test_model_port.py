@@ -20,8 +20,8 @@ from agentloop.models.openai import OpenAIProvider
 from agentloop.models.openai_compatible import OpenAICompatible
 from agentloop.models.retry import Retrying
 from agentloop.models.scripted import Scripted
-from agentloop.models.wire import UNPARSED
 from agentloop.records import Completion, Message, Request, Sampling, ToolCall, ToolSpec
+from agentloop.trajectories.arguments import UNPARSED
 
 KEY = "sk-test-0123456789"
 Make = Callable[..., Connected]

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentloop.errors import UsageError
-from agentloop.gateway.protocol import UNPARSED, body_of, chunks_of, parse
+from agentloop.gateway.protocol import body_of, chunks_of, parse
 from agentloop.models import wire
-from agentloop.records import Completion, Message, ToolCall, Usage
+from agentloop.records import Completion, Message, OwnSampling, Request, ToolCall, Usage
+from agentloop.trajectories.arguments import UNPARSED
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 json_values = st.recursive(
@@ -82,8 +83,33 @@ def test_whatever_a_field_holds_nothing_else_is_raised(fields: dict[str, Any]) -
     assert ask.request.messages
 
 
-def test_the_sign_of_unreadable_arguments_is_the_one_of_the_transports() -> None:
-    assert UNPARSED == wire.UNPARSED
+@given(
+    st.dictionaries(text, json_values | st.floats(), max_size=3).map(json.dumps)
+    | st.sampled_from(
+        ['{"a": NaN}', '{"a": [Infinity]}', '{"a": {"b": -1e999}}', '{"a": "\\ud800"}',
+         '{"a": 1e2}', '{"_unparsed": "x"}', '{"_unparsed": "{}", "a": 1}',
+         '{"_unparsed": "{}"}', '{"a": 1, "a": 2}', "[1]", "{", " ",
+         f'{{"a": {"9" * 5000}}}']
+    )
+)  # fmt: skip
+def test_whatever_arguments_a_model_writes_come_back_as_they_were_read(written: str) -> None:
+    call = {"id": "c1", "function": {"name": "f", "arguments": written}}
+    answer = {"choices": [{"message": {"content": None, "tool_calls": [call]}}]}
+    asked = Request(messages=(Message(role="user", content="x"),))
+    read = wire.decode(answer, asked, "m", where="here", seconds=0)
+    said = body_of(read, "id-1")["choices"][0]["message"]
+    body = {"messages": [{"role": "user", "content": "x"}, said]}
+    assert parse(json.dumps(body).encode()).request.messages[1] == read.message
+    [made] = read.message.tool_calls
+    json.dumps(made.arguments, allow_nan=False).encode()  # no NaN, and Unicode
+
+
+def test_what_a_client_set_is_told_from_what_it_left_open() -> None:
+    body = {"messages": [{"role": "user", "content": "x"}]}
+    assert parse(json.dumps(body).encode()).request.sampling == OwnSampling()
+    body |= {"temperature": 0, "max_tokens": 256, "stop": [], "seed": None}
+    asked = parse(json.dumps(body).encode()).request.sampling
+    assert isinstance(asked, OwnSampling) and asked.given == {"temperature", "max_tokens"}
 
 
 def test_an_unknown_reason_to_end_is_told_as_a_plain_stop() -> None:

@@ -22,6 +22,7 @@ TOOL = {
     "function": {"name": "add", "parameters": {"type": "object", "properties": {}}},
 }
 HELLO: Any = [{"role": "user", "content": "hello"}]
+TEXT = {"type": "text", "text": "what is this"}
 
 
 def client(endpoint: Endpoint) -> openai.AsyncOpenAI:
@@ -126,7 +127,13 @@ def test_what_the_client_sets_reaches_the_model_and_the_rest_is_the_workflows() 
         ({"surprise": 1}, "surprise"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0"),
+        (
+            {"messages": [HELLO[0], {"role": "user", "content": [TEXT, {"type": "image_url"}]}]},
+            "`messages.1.content.1` is of type `image_url`",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0"),
+        ({"stop": [""]}, "`stop`"),
+        ({"stop": ""}, "`stop`"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),

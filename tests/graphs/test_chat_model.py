@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -190,6 +194,30 @@ def test_usage_and_stop_reach_both_sides() -> None:
     assert kept[0].response_metadata["finish_reason"] == "stop"
 
 
+def test_what_the_agent_gives_wins_also_where_it_is_the_default() -> None:
+    seen: list[Request] = []
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        model = agentloop.chat_model(temperature=0.0, max_tokens=256)
+        await model.ainvoke(state["messages"])
+        await agentloop.chat_model().ainvoke(state["messages"])
+        return {"messages": [await model.ainvoke(state["messages"], temperature=1.0, top_p=1.0)]}
+
+    def reply(request: Request) -> str:
+        seen.append(request)
+        return "Answer: x"
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("node", node)
+    builder.add_edge(START, "node").add_edge("node", END)
+    given = Sampling(temperature=0.9, top_p=0.5, max_tokens=32, stop=("X",))
+    rollouts(reply, [attempt(sampling=given)], graph=builder.compile())
+    assert [one.sampling for one in seen] == [
+        replace(given, temperature=0.0, max_tokens=256), given,
+        replace(given, temperature=1.0, max_tokens=256, top_p=1.0),
+    ]  # fmt: skip
+
+
 def test_a_tool_choice_narrows_what_is_offered() -> None:
     def subtract(a: int, b: int) -> int:
         """Subtract."""
@@ -232,3 +260,81 @@ def test_odd_messages() -> None:
     for wrong in (3, {"content": "no role"}, {"role": "nobody", "content": "x"}):
         with pytest.raises(UsageError, match="not a chat message"):
             to_message(wrong)
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+ASKED = [{"type": "text", "text": "what is this"}, IMAGE]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        HumanMessage(ASKED), ToolMessage([IMAGE], tool_call_id="1"), ("user", [IMAGE]),
+        {"role": "user", "content": ASKED}, {"role": "user", "content": [IMAGE]},
+        AIMessage([{"type": "refusal", "refusal": "no"}]),
+        HumanMessage([{"type": "reasoning", "reasoning": "hm"}]), HumanMessage([{"text": 3}]),
+    ],
+)  # fmt: skip
+def test_what_is_no_text_is_refused_by_name_and_not_lost(message: Any) -> None:
+    with pytest.raises(UsageError, match=r"part of type `\w+`"):
+        to_message(message)
+
+
+def test_thoughts_and_calls_among_the_parts_are_no_text() -> None:
+    call = {"name": "multiply", "args": {"a": 6, "b": 7}, "id": "c1"}
+    said = AIMessage(
+        [{"type": "thinking", "thinking": "hm"}, "one ", {"type": "text", "text": "two"},
+         {"type": "tool_use", "id": "c1", "name": "multiply", "input": {"a": 6, "b": 7}}],
+        tool_calls=[call],
+    )  # fmt: skip
+    made = to_message(said)
+    assert made.content == "one two" and made.tool_calls == model_calls()
+
+
+def test_an_agent_that_shows_an_image_fails_with_the_reason() -> None:
+    async def node(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await agentloop.chat_model().ainvoke([HumanMessage(ASKED)])]}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("node", node)
+    builder.add_edge(START, "node").add_edge("node", END)
+    (episode,) = rollouts(["x"], graph=builder.compile())
+    assert episode.failure is not None and "`image_url`" in episode.failure.detail
+
+
+@pytest.mark.parametrize("call", [{"id": "1"}, {"function": {"arguments": "{}"}}, "multiply", None])
+def test_a_call_without_a_name_is_refused(call: Any) -> None:
+    with pytest.raises(UsageError, match="is not a tool call"):
+        to_message({"role": "assistant", "content": "", "tool_calls": [call]})
+
+
+@pytest.mark.parametrize("written", ["[1]", '{"a": NaN}', "{"])
+def test_a_calls_arguments_are_read_as_the_transports_read_them(written: str) -> None:
+    call = {"id": 1, "function": {"name": "multiply", "arguments": written}}
+    said = to_message({"role": "assistant", "content": None, "tool_calls": [call]})
+    assert said.tool_calls == (ToolCall(id="1", name="multiply", arguments={"_unparsed": written}),)
+    assert to_message(to_dict(said)) == said
+    spoilt = {"name": "multiply", "args": written, "id": "1", "error": "not JSON"}
+    assert to_message(AIMessage("", invalid_tool_calls=[spoilt])) == said
+    assert to_message({"role": "tool", "content": "x", "tool_call_id": 1}).tool_call_id == "1"
+    call["function"] = {"name": "multiply", "arguments": [1]}
+    with pytest.raises(UsageError, match="must be an object"):
+        to_message({"role": "assistant", "content": None, "tool_calls": [call]})
+
+
+def test_threads_of_the_agents_own_are_told_how_to_call_their_model() -> None:
+    def agent(*, carried: bool) -> Any:
+        def node(state: MessagesState) -> dict[str, Any]:
+            call = partial(agentloop.chat_model().invoke, state["messages"])
+            with ThreadPoolExecutor(1) as pool:
+                work = (copy_context().run, call) if carried else (call,)
+                return {"messages": [pool.submit(*work).result()]}
+
+        builder = StateGraph(MessagesState)
+        builder.add_node("node", node)
+        return builder.add_edge(START, "node").add_edge("node", END).compile()
+
+    (episode,) = rollouts(["Answer: x"], graph=agent(carried=False))
+    assert episode.failure is not None and "copy_context" in episode.failure.detail
+    (episode,) = rollouts(["Answer: x"], graph=agent(carried=True))
+    assert episode.answer == "x"

@@ -41,7 +41,8 @@ class Counting:
         self.fail = fail
 
     async def complete(self, request: Request) -> Completion:
-        self.keys.append(request.key.rpartition("-")[0])
+        name, _, call = request.key.rpartition("/")
+        self.keys.append(f"{name}/{call.partition('-')[0]}")
         if len(self.keys) == self.fail + 1:
             raise ConnectionError("once")
         turn = sum(message.role == "assistant" for message in request.messages)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,16 @@ from agentloop.errors import BudgetReached, LimitReached, ModelError, UsageError
 from agentloop.graphs.lent import LentModel, merge, with_system
 from agentloop.models.journal import Journaled
 from agentloop.models.scripted import Scripted
-from agentloop.records import Completion, Limits, Message, Request, Sampling, Usage
+from agentloop.records import (
+    Completion,
+    Limits,
+    Message,
+    OwnSampling,
+    Request,
+    Sampling,
+    ToolSpec,
+    Usage,
+)
 
 USER = Message(role="user", content="hello")
 
@@ -46,6 +57,19 @@ def test_settings_of_the_graph_win_over_the_attempts() -> None:
     assert merge(Sampling(max_tokens=7), given) == Sampling(
         temperature=0.7, max_tokens=7, stop=("x",)
     )
+
+
+@given(
+    st.fixed_dictionaries({}, optional={
+        "temperature": st.sampled_from([0.0, 0.5]), "max_tokens": st.sampled_from([256, 9]),
+        "top_p": st.sampled_from([1.0, 0.5]), "top_k": st.sampled_from([0, 3]),
+        "stop": st.sampled_from([(), ("y",)]), "seed": st.sampled_from([None, 4]),
+    })
+)  # fmt: skip
+def test_what_an_agent_set_wins_also_where_it_is_the_default(own: dict[str, Any]) -> None:
+    given = Sampling(temperature=0.9, max_tokens=32, top_p=0.4, top_k=5, stop=("x",), seed=1)
+    merged = merge(OwnSampling.of(**own), given)
+    assert type(merged) is Sampling and merged == replace(given, **own)
 
 
 def test_a_call_is_stamped() -> None:
@@ -88,6 +112,34 @@ def test_a_resumed_agent_that_asks_something_else_is_not_given_an_earlier_reply(
     assert asyncio.run(ask("one", "two")) == asyncio.run(ask("one", "two")) == ["to one", "to two"]
     assert model.calls == 2
     assert asyncio.run(ask("two", "one")) == ["to two", "to one"]  # side by side, in another order
+
+
+def test_a_call_that_asks_for_other_tools_or_sampling_is_another_one() -> None:
+    kept: set[str] = set()
+
+    class Keys:
+        async def complete(self, request: Request) -> Completion:
+            kept.add(request.key)
+            return await Scripted(["x"]).complete(request)
+
+    spec = ToolSpec(name="f", description="d", parameters={"type": "object"})
+    asked = [
+        {}, {"sampling": Sampling(temperature=0.1)}, {"sampling": OwnSampling.of(max_tokens=7)},
+        {"tools": (spec,)}, {"tools": (replace(spec, parameters={}),)}, {"tools": (spec, spec)},
+        {"tools": (spec,), "sampling": Sampling(temperature=0.1)},
+    ]  # fmt: skip
+
+    async def first(**call: Any) -> None:
+        lent = LentModel(Keys(), attempt(), Limits(tokens=50))
+        await lent.complete(Request(messages=(USER,), **call))
+
+    for repeat in range(2):
+        for call in asked:
+            asyncio.run(first(**call))
+        assert len(kept) == len(asked), repeat
+    asyncio.run(first(sampling=OwnSampling.of(temperature=0.0)))  # as the attempt samples
+    assert len(kept) == len(asked)
+    assert len({tuple(key.split("-")[:3]) for key in kept}) == 1  # one prompt, one number
 
 
 def test_samples_of_one_task_get_different_seeds_and_no_seed_stays_none() -> None:
@@ -261,3 +313,62 @@ def test_a_call_that_waits_for_tokens_ends_with_the_rollout() -> None:
         return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
 
     assert {type(one) for one in asyncio.run(main())} == {asyncio.CancelledError}
+
+
+class Costs(Samples):
+    """Each call costs what `prices` has for it in turn; the last one goes on."""
+
+    def __init__(self, *prices: float, faulty: int = 0) -> None:
+        super().__init__(faulty=faulty)
+        self.prices = prices
+        self.at_once = self.now = 0
+
+    async def complete(self, request: Request) -> Completion:
+        self.now += 1
+        self.at_once = max(self.at_once, self.now)
+        at = len(self.allowed)
+        try:
+            done = await super().complete(request)
+        finally:
+            self.now -= 1
+        usd = self.prices[min(at, len(self.prices) - 1)]
+        return replace(done, usage=replace(done.usage, usd=usd))
+
+
+@settings(deadline=None)
+@given(
+    st.floats(0.01, 1), st.lists(st.floats(0.1, 1), max_size=20), st.floats(0.5, 12),
+    st.sampled_from([0, 2, 3]),
+)  # fmt: skip
+def test_calls_side_by_side_pass_a_limit_of_dollars_by_the_last_one_at_most(
+    unit: float, rest: list[float], limit: float, faulty: int
+) -> None:
+    prices = [unit * share for share in (1.0, *rest)]  # none is dearer than the first
+    model = Costs(*prices, faulty=faulty)
+    many = Limits(turns=50, tokens=10**6, usd=limit * unit)
+    lent, ended = side_by_side(model, many, [8] * 25)
+    assert lent.usage.usd < limit * unit + unit
+    refused = [one for one in ended if isinstance(one, LimitReached)]
+    assert all(one.reason == "budget" for one in refused)
+    assert not refused or lent.usage.usd >= limit * unit  # none was refused too soon
+    assert len(model.allowed) + len(refused) == 25
+
+
+def test_a_limit_of_dollars_lets_calls_run_side_by_side_once_a_cost_is_known() -> None:
+    model = Costs(0.25)
+    lent, _ = side_by_side(model, Limits(turns=50, tokens=10**6, usd=1.0), [8] * 20)
+    assert lent.usage.usd == 1.0 and len(model.allowed) == 4 and model.at_once == 3
+    model = Costs(0.25)
+    side_by_side(model, Limits(turns=50, tokens=10**6), [8] * 20)
+    assert model.at_once == 20
+
+
+def test_what_a_cached_reply_cost_is_no_guess_at_the_next_one() -> None:
+    class Kept(Costs):
+        async def complete(self, request: Request) -> Completion:
+            done = await super().complete(request)
+            return replace(done, cached=not done.usage.usd)
+
+    model = Kept(0.0, 1.0)
+    lent, _ = side_by_side(model, Limits(turns=50, tokens=10**6, usd=1.0), [8] * 20)
+    assert lent.usage.usd == 1.0 and len(model.allowed) == 2

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from agentloop.errors import ModelError
 from agentloop.models import faults, wire
 from agentloop.records import Completion, Message, Request
+from agentloop.trajectories.arguments import UNPARSED
 from agentloop.trajectories.codec import decode, encode
 
 REQUEST = Request(messages=(Message(role="user", content="hi"),))
@@ -63,10 +64,12 @@ def test_arguments_come_back_as_sent(content: str, arguments: dict[str, object])
     assert call.arguments == clean
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "3", '{"a": NaN}', '{"a": "\\ud800"}', "[" * 10_000])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", "3", '{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud800"}', "[" * 10_000]
+)
 def test_arguments_that_are_not_a_json_object_are_kept_as_text(text: str) -> None:
     (call,) = parse(chat("", tools=[("t", text)])).message.tool_calls
-    assert call.arguments == {wire.UNPARSED: text}
+    assert call.arguments == {UNPARSED: text}
 
 
 @pytest.mark.parametrize("text", ["", "  "])

@@ -121,6 +121,8 @@ def test_models_and_adapters(call, adapters):
         ({"max_tokens": 5000}, "context overflow"),
         ({"max_tokens": 0}, "`max_tokens`"),
         ({"temperature": -1}, "`temperature`"),
+        ({"temperature": 1e-40}, "`temperature`"),
+        ({"messages": [{"role": "user", "content": "a\ud800"}]}, "`messages`"),
         ({"temperature": "hot"}, "`temperature`"),
         ({"top_p": 0}, "`top_p`"),
         ({"top_k": 1.5}, "`top_k`"),
