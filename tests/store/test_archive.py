@@ -219,6 +219,8 @@ def test_steps_calls_verdicts_and_events_are_kept_once(archive: Archive) -> None
     )  # fmt: skip
     asyncio.run(archive.add_call("ep-1/0", reply))
     assert archive.call("ep-1/0") == reply and archive.call("ep-1/1") is None
+    asyncio.run(archive.add_call("ep-12/3-ab-cd", reply))
+    assert archive.calls_of("ep-1") == ["0"] and archive.calls_of("ep-12") == ["3-ab-cd"]
     verdicts = [
         Verdict(
             subject=subject, champion="a", challenger="b", n=2, champion_rate=0.0, effect=1.0,
