@@ -146,7 +146,7 @@ class Bench:
     async def _champion_works(self, broken: Sequence[Episode]) -> bool:
         """Whether it breaks on none of the first few of these tasks. Asked anew each time (the
         subject says when): what the log knows of an earlier minute does not count."""
-        subject = f"outage {broken[0].id} {broken[0].started:.6f}"
+        subject = f"outage {broken[0].id} {_ended(broken[0]):.6f}"
         order = Order(purpose="eval", subject=subject, label="ask the champion")
         tasks = list({one.task.id: one.task for one in broken}.values())[:_ASKED]
         try:
@@ -289,12 +289,17 @@ async def _score_one(reward: Reward, episode: Episode) -> Episode:
 
 def _filed(episode: Episode) -> Episode:
     """As it is logged: unscored (scores are entries of their own), and an infrastructure failure
-    under a name of its own, so that the same attempt can succeed later. (Not one that begins with
-    the attempt's id, which would be found for it.)"""
+    under a name of its own, by when it ended, so that the same attempt can succeed later. (Not one
+    that begins with the attempt's id, which would be found for it.)"""
     if _usable(episode):
         return replace(episode, score=None)
     name = episode.id.replace("ep-", "ep-failed-", 1)
-    return replace(episode, score=None, id=f"{name}-{episode.started:.6f}")
+    return replace(episode, score=None, id=f"{name}-{_ended(episode):.6f}")
+
+
+def _ended(episode: Episode) -> float:
+    """When a rollout stopped; it may have begun in another process."""
+    return episode.started + episode.seconds
 
 
 def _unscored(episodes: Iterable[Episode | None]) -> list[Episode]:

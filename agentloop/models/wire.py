@@ -202,7 +202,7 @@ def _read(shape: type[_S], data: bytes | dict[str, Any]) -> _S:
         with suppress(ValidationError):
             return shape.model_validate_json(data)
     try:
-        value = json.loads(data) if isinstance(data, bytes) else data
+        value = json.loads(data.decode()) if isinstance(data, bytes) else data
         text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
     except (ValueError, TypeError, RecursionError):  # no JSON: let the error say where
         if isinstance(data, bytes):

@@ -34,6 +34,8 @@ class Fault:
     slow: bool = False
     tokens: int = 10
     """What the reply's `usage` says, when it is taken."""
+    billed: int = 0
+    """What the `usage` says of an answer that is refused: it is paid for all the same."""
 
 
 def status(
@@ -66,12 +68,14 @@ def changed(name: str, ending: Ending, /, *, message: Any = ..., **how: Any) -> 
     """A proper answer in which keys of its first choice, its message or the whole are replaced:
     `choice_x=`, `message=`, `top_x=`; the rest is for `Fault`."""
     answer = chat("odd", usage=(7, 3))
+    usage = answer["usage"]
     for key in [key for key in how if key.startswith(("choice_", "top_"))]:
         where, _, field = key.partition("_")
         (answer["choices"][0] if where == "choice" else answer)[field] = how.pop(key)
     if message is not ...:
         answer["choices"][0]["message"] = message
-    return body(name, answer, ending, **how)
+    refused = {"billed": 10} if ending == AGAIN and answer["usage"] is usage else {}
+    return body(name, answer, ending, **refused, **how)
 
 
 # --- answers with an error status -----------------------------------------------------------------
@@ -226,7 +230,6 @@ BODIES = [
          {"Content-Type": "text/event-stream"}),
     body("bad-utf-8", FINE.replace(b"fine", b"\xff\xfe"), AGAIN),
     body("utf-8-cut", FINE.replace(b"fine", b"\xe2\x82"), AGAIN),
-    body("lone-surrogate", FINE.replace(b"fine", b"\\ud800"), AGAIN),
     body("utf-16", FINE.decode().encode("utf-16"), AGAIN),
     body("bad-gzip", b"\x1f\x8b\x08 no", AGAIN, PACKED),
     body("gzip-bomb", bomb(64 * 2**20), NEVER, PACKED),
@@ -247,6 +250,7 @@ BODIES = [
     body("gzip-unasked", gzip.compress(FINE), TAKEN, PACKED, seen=_is("fine")),
     body("plain-text-type", FINE, TAKEN, {"Content-Type": "text/plain"}, seen=_is("fine")),
     body("blanks-around", b" \r\n " + FINE + b"\n\n", TAKEN, seen=_is("fine")),
+    body("lone-surrogate", FINE.replace(b"fine", b"\\ud800"), TAKEN, seen=_is("?")),
     body("nul-character", FINE.replace(b"fine", b"a\\u0000b"), TAKEN, seen=_is("a\0b")),
     body("right-to-left", FINE.replace(b"fine", "\u202eא".encode()), TAKEN, seen=_is("\u202eא")),
     body("duplicate-keys", FINE[:-1] + b', "model": "last"}', TAKEN,

@@ -99,15 +99,18 @@ async def play(fault: Fault, make: Make, position: str, deadline: float) -> Run:
     return run
 
 
-def check_books(run: Run, calls: int) -> None:
-    """The ledger is what the server counted, and so are the calls of each result."""
+def check_books(run: Run, calls: int, billed: int) -> None:
+    """The ledger is what the server counted, and so are the calls of each result. Of an answer
+    that was refused it counted `billed` tokens."""
     assert len(run.done) + len(run.errors) == calls
     assert run.meter.total.calls == run.calls
     told = sum(one.usage.calls for one in run.done) + sum(one.calls for one in run.errors)
     assert told == run.calls
     assert run.keys == {f"Bearer {KEY}"}
     assert all(KEY not in str(error) for error in run.errors)
-    assert run.meter.total.tokens == sum(one.usage.tokens for one in run.done)
+    refused = run.calls - len(run.done)
+    taken = sum(one.usage.tokens for one in run.done)
+    assert run.meter.total.tokens == taken + refused * billed
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -131,12 +134,12 @@ def test_fault(fault: Fault, make: Make, position: str) -> None:
     deadline = 5.0
     calls = POSITIONS[position][1]
     run = asyncio.run(play(fault, make, position, deadline))
-    check_books(run, calls)
+    check_books(run, calls, fault.billed)
     assert run.seconds < deadline + 1
     forever = position == "forever"
     if fault.ending == "again" and not forever:
         assert not run.errors and run.calls == calls + 1
-        assert run.meter.total.tokens == 10 * calls
+        assert run.meter.total.tokens == 10 * calls + fault.billed
     elif fault.ending == "taken":
         assert not run.errors and run.calls == calls
         odd = [one for one in run.done if fault.seen(one)]
@@ -156,7 +159,7 @@ def test_fault_through_litellm(fault: Fault, position: str) -> None:
     calls = POSITIONS[position][1]
     asyncio.run(_warm())  # its import takes seconds, which are no call's
     run = asyncio.run(play(fault, _litellm, position, 5.0))
-    check_books(run, calls)
+    check_books(run, calls, fault.billed)
     assert run.seconds < 5.0 + 1
     assert run.calls <= calls - 1 + ATTEMPTS
     if fault.ending == "never" and fault.name[0] == "4":  # the error statuses

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 from fault_cases import FAULTS, Fault, status
@@ -134,14 +135,28 @@ def test_every_attempt_of_a_caller_that_gave_up_is_recorded(make: type[Connected
     assert meter.total.calls == meter.failed_calls == calls == 3
 
 
-async def soak(
-    faults: list[Fault], *, calls: int, share: float, attempts: int
-) -> tuple[list[Completion], list[ModelError], FaultServer, Meter]:
+class Soaked(NamedTuple):
+    """What came of many calls; `billed` is what the refused answers said they cost, in tokens."""
+
+    done: list[Completion]
+    errors: list[ModelError]
+    server: FaultServer
+    meter: Meter
+    billed: int
+
+
+async def soak(faults: list[Fault], *, calls: int, share: float, attempts: int) -> Soaked:
     """`calls` calls, 64 at a time, of which this share of *attempts* meets a random fault."""
     chance = random.Random(7)
+    billed = 0
 
     def script(number: int) -> Play:
-        return chance.choice(faults).play if chance.random() < share else fine
+        nonlocal billed
+        if chance.random() >= share:
+            return fine
+        fault = chance.choice(faults)
+        billed += fault.billed
+        return fault.play
 
     done: list[Completion] = []
     errors: list[ModelError] = []
@@ -159,32 +174,32 @@ async def soak(
 
         await asyncio.gather(*(work() for _ in range(64)))
         await wire.close()
-    return done, errors, server, meter
+    return Soaked(done, errors, server, meter, billed)
 
 
-def check_books(
-    done: list[Completion], errors: list[ModelError], server: FaultServer, meter: Meter
-) -> None:
-    told = sum(one.usage.calls for one in done) + sum(one.calls for one in errors)
-    assert server.calls == meter.total.calls == told
-    assert meter.total.tokens == 10 * len(done)
+def check_books(soaked: Soaked) -> None:
+    told = sum(one.usage.calls for one in soaked.done) + sum(one.calls for one in soaked.errors)
+    assert soaked.server.calls == soaked.meter.total.calls == told
+    assert soaked.meter.total.tokens == 10 * len(soaked.done) + soaked.billed
 
 
 @pytest.mark.parametrize(
     "calls", [500, pytest.param(10_000, marks=[pytest.mark.integration, pytest.mark.timeout(600)])]
 )
 def test_passing_faults_on_a_third_of_the_attempts(calls: int) -> None:
-    done, errors, server, meter = asyncio.run(soak(AGAIN, calls=calls, share=0.3, attempts=8))
+    soaked = asyncio.run(soak(AGAIN, calls=calls, share=0.3, attempts=8))
+    done, errors, server = soaked[:3]
     print(f"\n{len(done)} of {calls} calls complete, {server.calls} attempts", end=" ")
     assert len(done) + len(errors) == calls
     assert len(errors) <= max(1, 0.001 * calls)  # eight faults in a row: 1 call in 15,000
     assert server.calls > 1.2 * calls  # the faults were there
-    check_books(done, errors, server, meter)
+    check_books(soaked)
 
 
 @pytest.mark.parametrize("calls", [100, pytest.param(1_000, marks=pytest.mark.integration)])
 def test_lasting_faults_end_after_one_attempt_each(calls: int) -> None:
-    done, errors, server, meter = asyncio.run(soak(NEVER, calls=calls, share=1.0, attempts=8))
+    soaked = asyncio.run(soak(NEVER, calls=calls, share=1.0, attempts=8))
+    done, errors, server = soaked[:3]
     assert not done and len(errors) == server.calls == calls
     assert all(error.calls == 1 and not error.retryable for error in errors)
-    check_books(done, errors, server, meter)
+    check_books(soaked)

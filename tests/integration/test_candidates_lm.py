@@ -171,7 +171,7 @@ def workspace(folder: Path) -> Path:
 async def judged(kit: Kit, number: int, lane: Lane) -> tuple[bool, str, int]:
     """(promoted, why, pairs) of one candidate, the way a cycle goes."""
     kit.lanes = {"policy": lane}
-    kit.plan = f"candidate {number}"  # so that its step is its own
+    kit.cycle_id = f"cycle-{number}"  # so that its steps and its promotion are its own
     proposal = await propose(kit, "policy")
     if proposal.state == "failed":
         return False, proposal.reason, 0
