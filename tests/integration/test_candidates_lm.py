@@ -171,7 +171,7 @@ def workspace(folder: Path) -> Path:
 async def judged(kit: Kit, number: int, lane: Lane) -> tuple[bool, str, int]:
     """(promoted, why, pairs) of one candidate, the way a cycle goes."""
     kit.lanes = {"policy": lane}
-    kit.cycle_id = f"cycle-{number}"  # so that its steps and its promotion are its own
+    kit.plan = f"candidate {number}"  # so that its step is its own
     proposal = await propose(kit, "policy")
     if proposal.state == "failed":
         return False, proposal.reason, 0
@@ -179,7 +179,9 @@ async def judged(kit: Kit, number: int, lane: Lane) -> tuple[bool, str, int]:
     decision = await Judge(kit.bench, kit.gate, tasks, kit.probes).decide([proposal])
     archive, before = kit.bench.archive, kit.bench.champion
     fence = ("cycle/words", archive.log.lease("cycle/words", "test", 600.0))
+    run, kit.bench.run = kit.bench.run, f"cycle-{number}"  # each cycle promotes once
     record(kit, decision, fence)
+    kit.bench.run = run
     now = archive.alias(kit.alias)
     assert now is not None
     if now.bundle != before:
