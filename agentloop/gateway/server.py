@@ -11,7 +11,6 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
@@ -86,12 +85,7 @@ class Gateway:
         self._port = self._runner.addresses[0][1]
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._sessions.clear()
         if self._runner is not None:
             await self._runner.cleanup()

@@ -12,7 +12,6 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import Self
 
 from agentloop.errors import BudgetReached, LimitReached, UsageError
@@ -57,12 +56,7 @@ class Service:
         self._watches.start(self._forget_silent, self.broken)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, _: object, error: BaseException | None, *__: object) -> None:
         await self._watches.stop()
         self._outsiders.close()
         await self._kept.close()

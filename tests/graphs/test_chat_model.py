@@ -49,6 +49,13 @@ def stock_agent(*, sync: bool) -> Any:
     return builder.compile()
 
 
+def of_one(node: Any) -> Any:
+    """A graph of that node alone."""
+    builder = StateGraph(MessagesState)
+    builder.add_node("node", node)
+    return builder.add_edge(START, "node").add_edge("node", END).compile()
+
+
 class Multiplies:
     """Calls the tool once, then answers with its result."""
 
@@ -164,10 +171,7 @@ def test_a_blocking_call_in_an_async_node_is_explained() -> None:
     async def node(state: MessagesState) -> dict[str, Any]:
         return {"messages": [model.invoke(state["messages"])]}
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("node", node)
-    builder.add_edge(START, "node").add_edge("node", END)
-    (episode,) = rollouts(["x"], graph=builder.compile())
+    (episode,) = rollouts(["x"], graph=of_one(node))
     assert episode.failure is not None and "ainvoke" in episode.failure.detail
 
 
@@ -184,10 +188,7 @@ def test_usage_and_stop_reach_both_sides() -> None:
         seen.append(request)
         return "Answer: one two"
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("node", node)
-    builder.add_edge(START, "node").add_edge("node", END)
-    (episode,) = rollouts(reply, graph=builder.compile())
+    (episode,) = rollouts(reply, graph=of_one(node))
     assert episode.answer == "one two"
     assert seen[0].sampling.stop == ("a", "b") and seen[0].sampling.temperature == 0.3
     assert kept[0].usage_metadata == {"input_tokens": 5, "output_tokens": 3, "total_tokens": 8}
@@ -207,11 +208,8 @@ def test_what_the_agent_gives_wins_also_where_it_is_the_default() -> None:
         seen.append(request)
         return "Answer: x"
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("node", node)
-    builder.add_edge(START, "node").add_edge("node", END)
     given = Sampling(temperature=0.9, top_p=0.5, max_tokens=32, stop=("X",))
-    rollouts(reply, [attempt(sampling=given)], graph=builder.compile())
+    rollouts(reply, [attempt(sampling=given)], graph=of_one(node))
     assert [one.sampling for one in seen] == [
         replace(given, temperature=0.0, max_tokens=256), given,
         replace(given, temperature=1.0, max_tokens=256, top_p=1.0),
@@ -295,10 +293,7 @@ def test_an_agent_that_shows_an_image_fails_with_the_reason() -> None:
     async def node(state: MessagesState) -> dict[str, Any]:
         return {"messages": [await agentloop.chat_model().ainvoke([HumanMessage(ASKED)])]}
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("node", node)
-    builder.add_edge(START, "node").add_edge("node", END)
-    (episode,) = rollouts(["x"], graph=builder.compile())
+    (episode,) = rollouts(["x"], graph=of_one(node))
     assert episode.failure is not None and "`image_url`" in episode.failure.detail
 
 
