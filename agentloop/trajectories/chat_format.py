@@ -2,8 +2,8 @@
 
 The decision worth knowing: an assistant message that carries `token_ids` (what the engine really
 sampled) is spliced verbatim and never re-tokenised, so the prompt of turn n+1 begins with exactly
-the prompt ids and completion ids of turn n. Text between special tokens is encoded with special
-tokens disabled, so content that spells `<|im_end|>` cannot forge a turn.
+the prompt ids and completion ids of turn n. What a message says is encoded with special tokens
+disabled, so content that spells `<|im_end|>` cannot forge a turn, under any template.
 
 No torch and no transformers here: a tokenizer is anything that satisfies `Tokenizer`.
 """
@@ -11,8 +11,9 @@ No torch and no transformers here: a tokenizer is anything that satisfies `Token
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol, cast
 
@@ -20,6 +21,10 @@ ChatMessage = Mapping[str, object]
 """`{role, content, token_ids?, tool_calls?}` as plain JSON types."""
 
 START, END = "<|im_start|>", "<|im_end|>"
+_REWRITTEN = (
+    "a message spells special tokens of this model, and its chat template rewrites what is said,"
+    " so it could forge a turn; send token ids instead, or text without those"
+)
 _PROBE = (
     {"role": "system", "content": " a \n"},
     {"role": "user", "content": "\n b "},
@@ -83,7 +88,8 @@ def render_chat(
     """Token ids of `messages`, with the opening of an assistant turn when asked.
 
     For plain conversations the ids equal `tokenizer.apply_chat_template`. Raises `ValueError` on
-    an empty conversation, a message without role, or a tokenizer without a chat template.
+    an empty conversation, a message without role, a tokenizer without a chat template, or content
+    that spells special tokens under a template that rewrites it, which could forge a turn.
     """
     if not messages:
         raise ValueError("a conversation needs at least one message")
@@ -237,6 +243,7 @@ def _spell(messages: Sequence[Mapping[str, str]]) -> str:
 def _spliced(tokenizer: Tokenizer, messages: Sequence[_Message], open_turn: bool) -> Rendered:
     """Any other template: splice sampled ids where its text of a prefix is a prefix of its text."""
     text = _text(tokenizer, messages, open_turn)
+    forging = _forging(tokenizer, messages, open_turn, text)
     out: list[int] = []
     cursor = 0
     for index, message in enumerate(messages):
@@ -248,11 +255,64 @@ def _spliced(tokenizer: Tokenizer, messages: Sequence[_Message], open_turn: bool
             None,
         )
         if said is None or len(before) < cursor:
-            return Rendered(tokenizer.encode(text, add_special_tokens=False), drift=True)
-        out += tokenizer.encode(text[cursor : len(before)], add_special_tokens=False)
+            return Rendered(_stretch(tokenizer, text, (0, len(text)), forging), drift=True)
+        out += _stretch(tokenizer, text, (cursor, len(before)), forging)
         out += message.token_ids
         cursor = len(before) + len(said)
         last = tokenizer.decode(message.token_ids[-1:]) if message.token_ids else ""
         if last and text.startswith(last, cursor) and not said.endswith(last):
             cursor += len(last)  # the end token was sampled; the template need not add it again
-    return Rendered(out + tokenizer.encode(text[cursor:], add_special_tokens=False))
+    return Rendered(out + _stretch(tokenizer, text, (cursor, len(text)), forging))
+
+
+def _stretch(
+    tokenizer: Tokenizer, text: str, part: tuple[int, int], forging: Sequence[tuple[int, int]]
+) -> list[int]:
+    """Ids of that part of the template's text: its own special tokens count, those spelled within
+    a `forging` span do not."""
+    cursor, stop = part
+    out: list[int] = []
+    for start, end in forging:
+        if cursor <= start and end <= stop:
+            out += tokenizer.encode(text[cursor:start], add_special_tokens=False)
+            out += _encode(tokenizer, text[start:end])
+            cursor = end
+    return out + tokenizer.encode(text[cursor:stop], add_special_tokens=False)
+
+
+def _forging(
+    tokenizer: Tokenizer, messages: Sequence[_Message], open_turn: bool, text: str
+) -> list[tuple[int, int]]:
+    """Where in the template's `text` stand contents that spell special tokens. Found with a mark
+    in the place of each; only such contents are encoded apart, since a tokenizer may join the
+    characters at a border and plain conversations must equal the template's ids."""
+    spelled = [
+        message
+        for message in messages
+        if _encode(tokenizer, message.content)
+        != tokenizer.encode(message.content, add_special_tokens=False)
+    ]
+    if not spelled:
+        return []
+    mark = "content"
+    while mark in text:
+        mark += "x"
+    marked = [
+        replace(message, content=f"{mark}{spelled.index(message)}.")
+        if message in spelled
+        else message
+        for message in messages
+    ]
+    first, *others = re.split(f"{mark}([0-9]+)[.]", _text(tokenizer, marked, open_turn))
+    spans: list[tuple[int, int]] = []
+    end = len(first) if text.startswith(first) else -1
+    for number, piece in zip(others[::2], others[1::2], strict=True):
+        content = spelled[int(number)].content
+        said = [c for c in (content, content.strip()) if text.startswith(c + piece, end)]
+        if end < 0 or not said:
+            raise ValueError(_REWRITTEN)
+        spans.append((end, end + len(said[0])))
+        end += len(said[0]) + len(piece)
+    if end != len(text):
+        raise ValueError(_REWRITTEN)
+    return spans
