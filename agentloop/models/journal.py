@@ -36,6 +36,7 @@ class Journaled:
         self._redact = redact or Redactor.from_environment()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._writing: dict[str, asyncio.Task[None]] = {}
+        self._unkept: BaseException | None = None
         self.replayed = 0
         """Requests answered without a call."""
 
@@ -60,19 +61,27 @@ class Journaled:
             if completion.cached:  # kept already, and no cost of this run
                 return completion, False
             # A reply that was paid for is recorded even when its caller is cancelled meanwhile.
-            self._writing[key] = asyncio.create_task(self._record(key, completion))
-            await asyncio.shield(self._writing[key])
+            self._writing[key] = task = asyncio.create_task(self._record(key, completion))
+            task.add_done_callback(self._written)
+            await asyncio.shield(task)
         return completion, False
 
     async def close(self) -> None:
-        """Wait for the records under way: their callers may be gone."""
+        """Wait for the records under way: their callers may be gone. Raises `StoreError` when one
+        of this journal's replies could not be kept."""
         if self._writing:
             await asyncio.wait(self._writing.values())
+        if self._unkept is not None:
+            raise self._unkept
 
     async def _ask(self, request: Request) -> Completion:
         """A reply without the ids that would spell a secret: the same when it is given out for the
         first time as when it is read back."""
         return guarded(request, await self._inner.complete(request), self._redact)
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            self._unkept = task.exception() or self._unkept
 
     async def _record(self, key: str, completion: Completion) -> None:
         try:

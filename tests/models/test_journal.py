@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -141,3 +142,23 @@ def test_closing_waits_for_what_is_being_recorded() -> None:
         await model.close()
 
     asyncio.run(scenario())
+
+
+def test_a_reply_that_could_not_be_kept_is_told_though_its_caller_is_gone() -> None:
+    journal, complaints = Memory(broken=True, held=True), []
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+        model = Journaled(counted(), journal)
+        waiting = asyncio.create_task(model.complete(asked("e/0")))
+        await journal.writing.wait()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        journal.go.set()
+        await asyncio.sleep(0.01)
+        with pytest.raises(StoreError, match="disk full"):
+            await model.close()
+
+    asyncio.run(scenario())
+    gc.collect()
+    assert not complaints
