@@ -51,9 +51,6 @@ _TICK = 0.05
 """Seconds between two looks at a clock that stands still."""
 _COLLECT_AFTER = 10_000
 """New objects before a collection of the youngest generation, while rollouts run."""
-_AT_ONCE, _APART = 64, 0.002
-"""Rollouts that start at the same moment, as many as fill a local model's batch, and the seconds
-between two further ones: about what a turn costs the processor."""
 _PATIENCE = 10.0
 """Seconds that the event loop may stand still before a warning says where."""
 
@@ -151,15 +148,11 @@ def _rare_collections() -> Iterator[None]:
 
 
 async def _together(work: Callable[[], Any], workers: int) -> None:
-    """Run `workers` copies; the first error ends the others and is raised as it is. Who starts
-    together is answered together, and then waits at every turn until all the others were served
-    as well: many copies are therefore started one after the other."""
+    """Run `workers` copies; the first error ends the others and is raised as it is."""
     try:
         async with asyncio.TaskGroup() as group:
-            for number in range(workers):
+            for _ in range(workers):
                 group.create_task(work())
-                if number >= _AT_ONCE:
-                    await asyncio.sleep(_APART)
     except BaseExceptionGroup as error:
         raise error.exceptions[0] from None
 
