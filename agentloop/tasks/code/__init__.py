@@ -1,0 +1,1 @@
+"""Code tasks with hidden tests."""
