@@ -9,7 +9,18 @@ from typing import Any
 
 import typer
 
-from agentloop.cli import agents, content, inspect_, keep, runs, schedule, serve, start, store
+from agentloop.cli import (
+    agents,
+    content,
+    inspect_,
+    keep,
+    runs,
+    schedule,
+    serve,
+    skills,
+    start,
+    store,
+)
 from agentloop.cli import options as opt
 
 app = typer.Typer(
@@ -37,7 +48,7 @@ app.add_typer(schedule.schedule, name="schedule")
 app.add_typer(store.store, name="store")
 app.add_typer(runs.runs, name="runs")
 app.add_typer(inspect_.inspect, name="inspect")
-app.add_typer(content.skills, name="skills")
+app.add_typer(skills.skills, name="skills")
 app.add_typer(content.instructions, name="instructions")
 app.add_typer(content.policies, name="policies")
 

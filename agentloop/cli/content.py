@@ -1,4 +1,4 @@
-"""Changing commands on content: `skills export`, `instructions edit`, `policies export`.
+"""Changing commands on content: `instructions edit`, `policies export`.
 
 Goes in: a version in the log, or a person's text. Comes out: a folder, or a version that serves.
 """
@@ -14,28 +14,8 @@ from agentloop.cli import options as opt
 from agentloop.cli import show
 from agentloop.errors import UsageError
 
-skills = typer.Typer(help="The skill library.", no_args_is_help=True)
 instructions = typer.Typer(help="The instruction population.", no_args_is_help=True)
 policies = typer.Typer(help="The local model's trained versions.", no_args_is_help=True)
-
-
-@skills.command("export")
-def export_skill(
-    id: Annotated[str, typer.Argument(help="A skill's id.")],
-    folder: Annotated[Path, typer.Argument(help="Where to write NAME/SKILL.md.")],
-    home: opt.Home = None, dry_run: opt.DryRun = False,
-) -> int:  # fmt: skip
-    """Write a skill as an Agent Skills folder for other agents."""
-    from agentloop.records import Skill
-    from agentloop.skills.library import export
-
-    archive = opt.open_archive(home)
-    skill = archive.get(id, Skill)
-    if dry_run:
-        show.tell(f"would write {folder / skill.name / 'SKILL.md'}")
-        return 0
-    show.tell(f"wrote {export(skill, folder)}")
-    return 0
 
 
 @instructions.command("edit")

@@ -59,6 +59,7 @@ from agentloop.records.rollouts import (
     attempt_of,
     order_id,
 )
+from agentloop.records.skill_life import SkillState, SkillStep
 
 __all__ = [
     "AGENT_REASONS",
@@ -91,6 +92,8 @@ __all__ = [
     "Score",
     "Setup",
     "Skill",
+    "SkillState",
+    "SkillStep",
     "Task",
     "ToolCall",
     "ToolResult",

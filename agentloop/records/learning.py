@@ -77,6 +77,8 @@ class Skill:
     document: str
     parents: tuple[str, ...] = ()
     evidence: tuple[str, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    """The other files of its folder by relative path: text, or a data URL where they are none."""
 
 
 @record
@@ -147,7 +149,8 @@ def artifact_id(artifact: Artifact) -> str:
         case Instruction():
             parts = (artifact.text,)
         case Skill():
-            parts = (artifact.name, artifact.document)
+            beside = (artifact.files,) if artifact.files else ()  # ids are older than files
+            parts = (artifact.name, artifact.document, *beside)
         case Policy():
             parts = (artifact.base, artifact.sha256, artifact.role)
         case Bundle():

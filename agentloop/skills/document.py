@@ -65,12 +65,19 @@ def write(document: Document) -> str:
         "metadata": document.metadata,
     }
     header |= {key: value for key, value in optional.items() if value}
-    front = yaml.safe_dump(
-        header, sort_keys=False, allow_unicode=True, default_flow_style=False, width=10**6
-    )
+    front = _dump(header)
+    if "---" in front:  # other readers take the first three hyphens for the end of it
+        front = _dump(header, default_style='"').replace("---", r"\x2d\x2d\x2d")
     text = f"---\n{front}---\n\n{document.body.strip()}\n"
     parse(text)
     return text
+
+
+def _dump(header: dict[str, object], default_style: str | None = None) -> str:
+    return yaml.safe_dump(
+        header, sort_keys=False, allow_unicode=True, default_flow_style=False, width=10**6,
+        default_style=default_style,
+    )  # fmt: skip
 
 
 def to_skill(
@@ -155,6 +162,8 @@ def _forbidden(front: str) -> str:
     for event in yaml.parse(front):
         if isinstance(event, yaml.AliasEvent):
             return "uses YAML aliases, which are not allowed"
+        if getattr(event, "tag", None) is not None:
+            return "uses YAML tags (`!...`), which are not allowed"
         if isinstance(event, yaml.MappingStartEvent) and event.flow_style:
             return "uses YAML flow mappings (`{...}`), which are not allowed"
         if isinstance(event, yaml.CollectionStartEvent):
