@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from agentloop.deadline import Clock
 from agentloop.errors import BudgetReached, LimitReached, ModelError, StoreError, UsageError
 from agentloop.graphs.call_keys import CallKeys
+from agentloop.graphs.pace import Pace, Place
 from agentloop.ports import Model
 from agentloop.records import (
     Attempt,
@@ -54,14 +55,17 @@ class LentModel:
     """A `ports.Model` for one rollout; make it on the event loop that its model lives on."""
 
     def __init__(
-        self, model: Model, attempt: Attempt, limits: Limits, *, turns: bool = False
-    ) -> None:
+        self, model: Model, attempt: Attempt, limits: Limits, *, turns: bool = False,
+        place: Place | None = None,
+    ) -> None:  # fmt: skip
         """With `turns` the worked examples in the system text become chat turns before the
-        graph's own messages: for models that call tools in plain text."""
+        graph's own messages: for models that call tools in plain text. `place` is its place among
+        other rollouts."""
         self._model, self._attempt, self.limits = model, attempt, limits
         own = (attempt.system, ())
         self._system, self._lent = split_turns(attempt.system) if turns else own
         self._loop = asyncio.get_running_loop()
+        self._place = place or Place(Pace())
         self.started = time.monotonic()
         """When the rollout began here, by the monotonic clock."""
         self._before = Spent(time.time(), 0.0, 0.0)
@@ -113,6 +117,7 @@ class LentModel:
                 key=key,
             )
             self.offered.update((spec.name, spec) for spec in request.tools)
+            self._place.leave()
             with self.clock.running():
                 completion = await self._model.complete(request)
         except (BudgetReached, StoreError) as error:
@@ -133,6 +138,7 @@ class LentModel:
         self.recorder.add(request, completion)
         if self.on_call is not None:
             self.on_call(request, completion)
+        await self._place.enter()
         return completion
 
     def spent(self) -> Spent:

@@ -35,6 +35,7 @@ from agentloop.graphs.lent import LentModel
 from agentloop.graphs.lent_tools import ToolBook
 from agentloop.graphs.load import Graph
 from agentloop.graphs.messages import to_dict, to_message
+from agentloop.graphs.pace import Pace, Place
 from agentloop.graphs.resume import ORIGIN, keep_time, origin, resume
 from agentloop.graphs.setup import Setups
 from agentloop.graphs.text import final_answer
@@ -171,13 +172,22 @@ class Batch:
     beats: Heartbeat
     setups: Setups
     kept: Callable[[str], Iterable[str]] | None
+    pace: Pace = field(default_factory=Pace)
     spent: BudgetReached | None = field(default=None)
     """Why no further rollout begins."""
 
     async def rollout(self, attempt: Attempt) -> Episode:
         """One attempt to its end, reported. Raises only cancellation from outside, and `StoreError`
         where what it paid for cannot be kept."""
-        lent = LentModel(self.model, attempt, self.limits, turns=not self.native_tools)
+        place = Place(self.pace)
+        await place.enter()
+        try:
+            return await self._rollout(attempt, place)
+        finally:
+            place.leave()
+
+    async def _rollout(self, attempt: Attempt, place: Place) -> Episode:
+        lent = LentModel(self.model, attempt, self.limits, turns=not self.native_tools, place=place)
         book = ToolBook()
         if self.kept is not None:
             lent.keys.expect(self.kept(attempt.id))

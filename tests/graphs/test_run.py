@@ -132,12 +132,16 @@ def test_what_was_sampled_before_a_failure_is_kept() -> None:
 
 def test_sixty_four_at_once_in_order() -> None:
     most, now = 0, 0
+    crowded = asyncio.Event()
 
     class Waits:
         async def complete(self, request: Request) -> Completion:
             nonlocal most, now
             now += 1
             most = max(most, now)
+            if now == 64:
+                crowded.set()
+            await asyncio.wait_for(crowded.wait(), 10)
             await asyncio.sleep(0.02)
             now -= 1
             number = request.messages[-1].content
