@@ -1,0 +1,30 @@
+"""Profiles that ask for a hole in the wall: each must be refused before anything starts."""
+
+WISHES = {
+    "all rights": "privileged: true",
+    "processes of the host": "pid_mode: host",
+    "network of the host": "network_mode: host",
+    "queues of the host": "ipc_mode: host",
+    "users of the host": "userns_mode: host",
+    "names of the host": "uts_mode: host",
+    "the engine's socket": "volumes: {/var/run/docker.sock: {bind: /var/run/docker.sock}}",
+    "all files of the host": "mounts: [{source: /, target: /host, type: bind}]",
+    "a capability": "cap_add: [SYS_ADMIN]",
+    "capabilities kept": "cap_drop: []",
+    "no filter of system calls": "security_opt: [seccomp=unconfined]",
+    "no profile of the kernel": "security_opt: [apparmor=unconfined]",
+    "a device": "devices: [/dev/kvm]",
+    "a graphics card": "device_requests: [{count: -1, capabilities: [[gpu]]}]",
+    "the user root": "user: root",
+    "a root that can be written": "read_only: false",
+    "keys in the environment": "environment: {KEY: value}",
+    "another control group": "cgroup_parent: /",
+    "settings of the kernel": "sysctls: {kernel.core_pattern: x}",
+    "memory without end": "memory_mb: -1",
+    "processes without end": "pids: -1",
+    "time without end": "seconds: .inf",
+    "an unknown runtime": "runtime: ../../bin/sh",
+    "an image that is an option": "image: --privileged",
+    "walls by name only": "unsafe: true",
+}
+"""What a user could ask for by mistake, as a line of `profile.yaml`."""
