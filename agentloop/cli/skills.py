@@ -55,17 +55,32 @@ def list_(
 def show_(
     ref: Ref, home: opt.Home = None, workspace: opt.Space = None, as_json: opt.AsJson = False
 ) -> int:
-    """A skill's SKILL.md and what lies beside it."""
-    skill = _find(ref, home, workspace)
-    if as_json:
-        from dataclasses import asdict
+    """A skill: its SKILL.md, its files and functions, and what a reviewer should look at."""
+    from dataclasses import asdict
 
-        opt.print_json(asdict(skill))
+    from agentloop.skills.functions import functions, problems
+    from agentloop.skills.scan import scan
+
+    skill = _find(ref, home, workspace)
+    offered, wrong, advice = functions(skill), problems(skill), scan(skill)
+    if as_json:
+        opt.print_json({
+            **asdict(skill), "functions": [asdict(one) for one in offered], "problems": wrong,
+            "advice": [asdict(one) for one in advice],
+        })  # fmt: skip
         return 0
     show.tell(skill.name, style="bold")
     show.console().print(show.clean(skill.document, 20_000))
     if skill.files:
         show.console().print(show.pairs((path, _size(text)) for path, text in skill.files.items()))
+    if offered:
+        show.console().print(show.pairs((one.signature, one.doc) for one in offered))
+    for problem in wrong:
+        show.tell(f"✗ {problem}", style="red")
+    if advice:
+        rows = [(f"{one.path}:{one.line}", one.kind, one.detail) for one in advice]
+        title = "advice: look at these before you trust it"
+        show.console().print(show.table(title, ["where", "kind", "what"], rows))
     return 0
 
 
@@ -136,6 +151,7 @@ def import_(
 ) -> int:  # fmt: skip
     """Put the skills of another agent into quarantine; nothing in them is run."""
     from agentloop.skills.library import digest, gather
+    from agentloop.skills.scan import scan
     from agentloop.store.archive import Archive
     from agentloop.store.lives import Lives
     from agentloop.workspace import home as find_home
@@ -146,16 +162,21 @@ def import_(
     if not dry_run:
         with Archive(find_home(home)) as archive:
             told = Lives(archive.log).begin(found, source=mark, reason=f"imported from {source}")
+    advice = [len(scan(one)) for one in found]
     rows: list[Json] = [
-        {"id": i or None, "name": one.name, "files": len(one.files), "new": new, "source": mark}
-        for (i, new), one in zip(told, found, strict=True)
-    ]
+        {"id": i or None, "name": one.name, "files": len(one.files), "new": new, "source": mark,
+         "advice": count}
+        for (i, new), one, count in zip(told, found, advice, strict=True)
+    ]  # fmt: skip
     if as_json:
         opt.print_json({"skills": rows, "done": not dry_run})
         return 0
-    for (name, new), one in zip(told, found, strict=True):
+    for (name, new), one, count in zip(told, found, advice, strict=True):
         state = "would import" if dry_run else "quarantined" if new else "known already"
+        look = f"{count} things to look at: agentloop skills show {name or one.name}"
         show.tell(f"{state}: {one.name} {show.short(name) if name else ''}".rstrip())
+        if count:
+            show.tell(f"  {look}", style="yellow")
     return 0
 
 

@@ -82,7 +82,7 @@ def pack(data: bytes) -> str:
         text = data.decode()
     except UnicodeDecodeError:
         text = ""
-    if text.encode() != data or text.startswith(_BINARY):
+    if text.encode() != data or "\0" in text or text.startswith(_BINARY):
         return _BINARY + base64.b64encode(data).decode()
     return text
 
