@@ -10,6 +10,7 @@
     ├── ModelError               exit 1   an endpoint; carries `reason` and `retryable`
     ├── ToolError                exit 1   a tool refused its arguments or failed
     ├── SandboxError             exit 1   the sandbox itself, never the code inside it
+    ├── SessionEnded             exit 1   code in a sandbox that gave no answer; its own doing
     ├── GraderError              exit 1   a grader raised or gave no valid score; never a silent 0
     ├── TrainingError            exit 1   a trainer process ended without a result
     └── ServerError              exit 1   a model server did not start or died
@@ -115,6 +116,11 @@ class ToolError(AgentLoopError):
 
 class SandboxError(AgentLoopError):
     """The sandbox could not run the code at all (not: the code failed)."""
+
+
+class SessionEnded(AgentLoopError):
+    """The program of a sandbox's session gave no answer: it ended early, took too long, said too
+    much or out of turn. The code's own doing, unlike `SandboxError`."""
 
 
 class GraderError(AgentLoopError):

@@ -8,6 +8,7 @@ Everything that a workflow names is a *part*: a frozen dataclass whose fields ar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
@@ -20,6 +21,7 @@ from agentloop.records import (
     Episode,
     Json,
     Observation,
+    Program,
     Request,
     SandboxResult,
     Score,
@@ -101,6 +103,40 @@ class Sandbox(Protocol):
 
     async def close(self) -> None:
         """Free workers; idempotent."""
+        ...
+
+
+@runtime_checkable
+class Programs(Protocol):
+    """Optional for a `Sandbox`: whole programs of full Python, with files beside them."""
+
+    async def execute(self, program: Program) -> SandboxResult:
+        """Run `program` to its end under the profile's limits; nothing of it is left. Raises
+        `SandboxError` when it cannot be run, `UsageError` for files that cannot be laid out."""
+        ...
+
+
+class Session(Protocol):
+    """A program in a sandbox that answers lines, over a channel that is not its stdout."""
+
+    async def ask(self, line: str, *, seconds: float) -> str:
+        """What the program's `answer(line)` returns: text of one line, 64 KiB at most, within
+        `seconds` of wall time and the profile's own `seconds`. One call at a time.
+
+        Raises `SessionEnded` when the program raised, ended, was late, gave anything else or wrote
+        before it was asked (every later call raises it too), `SandboxError` when the sandbox broke,
+        `UsageError` when `line` is no line of 64 KiB."""
+        ...
+
+
+@runtime_checkable
+class Sessions(Protocol):
+    """Optional for a `Sandbox`: programs that stay and answer."""
+
+    def session(self, program: Program) -> AbstractAsyncContextManager[Session]:
+        """Start `program`, which defines `answer(line: str) -> str`, under the profile's limits;
+        leaving the context ends it and all it started. What it prints is dropped. Entering raises
+        `SandboxError` when it cannot be started; that its code fails shows at the first `ask`."""
         ...
 
 

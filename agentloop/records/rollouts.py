@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -211,10 +212,26 @@ def order_id(episode: str) -> str:
 
 
 @record
+class Program:
+    """A Python program for a sandbox: `code` is run as `python -I -S`, with `arguments` in
+    `sys.argv[1:]`, in a working folder that holds `files` (plain names and their bytes) and nothing
+    else. The folder is the last entry of `sys.path`: a file can be imported and can stand in for no
+    module of the standard library. Never stored, so its files are bytes."""
+
+    code: str
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+
+
+@record
 class SandboxResult:
-    """What code printed; `error` is the code's own last error line, empty when it ended well."""
+    """What code printed; `error` is the code's own last error line, empty when it ended well.
+    `returncode` is the exit status as a shell gives it, 128 + n when signal n ended the program;
+    `None` where there is none: an interpreter within a process, or a program that was ended for
+    its time (`timed_out`) or its output."""
 
     stdout: str
     error: str = ""
     timed_out: bool = False
     truncated: bool = False
+    returncode: int | None = None

@@ -7,17 +7,26 @@ default.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agentloop.errors import UnknownName, UsageError
 from agentloop.ports import Sandbox
+from agentloop.refs import resolve
 from agentloop.workspace import Workspace
 
 MAX_BYTES = 64 * 1024
 """A profile is a few lines; a larger file is refused before it is parsed."""
+
+
+Backend = Literal["monty", "process"]
+_CLASSES: dict[Backend, str] = {
+    "monty": "agentloop.sandboxes.monty:MontySandbox",
+    "process": "agentloop.sandboxes.process:ProcessSandbox",
+}
+"""Where each backend is; it is imported when it is chosen. Each takes a `Profile`."""
 
 
 class Profile(BaseModel):
@@ -25,10 +34,33 @@ class Profile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    backend: Literal["monty"]
+    backend: Backend
     seconds: float = Field(default=2.0, gt=0, le=600)
+    """Of wall time, for a run and for each answer of a session."""
+    session_seconds: int = Field(default=60, ge=1, le=3600)
+    """Of CPU, for a whole session."""
     memory_mb: int = Field(default=64, ge=8, le=65536)
+    disk_mb: int = Field(default=64, ge=1, le=65536)
+    """Of each file that is written, and of all of them where the backend has a disk of its own."""
+    pids: int = Field(default=64, ge=1, le=32768)
+    """Processes and threads at once."""
     output_bytes: int = Field(default=65536, ge=256, le=64 * 2**20)
+    """Kept of what is printed; one MiB more ends the program."""
+    unsafe: bool = False
+    """Said by who knows that `process` has no walls; no other backend takes it."""
+
+    @model_validator(mode="after")
+    def _known_to_be_unsafe(self) -> Self:
+        if self.backend == "process" and not self.unsafe:
+            raise ValueError(
+                "`process` runs code with all your rights; choose `bwrap`, `docker` or `landlock`, "
+                "or say `unsafe: true`"
+            )
+        if self.unsafe and self.backend != "process":
+            raise ValueError(
+                f"`unsafe: true` belongs to `process`; take it out of `{self.backend}`"
+            )
+        return self
 
 
 def read_profile(path: Path) -> Profile:
@@ -45,7 +77,7 @@ def read_profile(path: Path) -> Profile:
         # ValueError is a timestamp or number that YAML accepts and Python does not.
         raise UsageError(f"`{path}` is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"`{path}` must be a mapping with `backend: monty` and its limits")
+        raise UsageError(f"`{path}` must be a mapping with `backend:` and its limits")
     for key in values:
         if key not in Profile.model_fields:
             raise UnknownName(f"key in `{path}`", str(key), Profile.model_fields)
@@ -53,7 +85,8 @@ def read_profile(path: Path) -> Profile:
         return Profile.model_validate(values)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        raise UsageError(f"`{path}`: {fault['loc'][0]}: {fault['msg']}") from None
+        where = "".join(f"{part}: " for part in fault["loc"])
+        raise UsageError(f"`{path}`: {where}{fault['msg'].removeprefix('Value error, ')}") from None
 
 
 def open_sandbox(name: str, workspace: Workspace) -> Sandbox:
@@ -67,7 +100,4 @@ def open_sandbox(name: str, workspace: Workspace) -> Sandbox:
         ]
         raise UnknownName("sandbox", name, set(known))
     profile = read_profile(path)
-    # `backend` has one value so far; a second one adds a branch here.
-    from agentloop.sandboxes.monty import MontySandbox
-
-    return MontySandbox(profile)
+    return resolve(_CLASSES[profile.backend])(profile)  # type: ignore[operator, no-any-return]

@@ -20,6 +20,8 @@ FORBIDDEN = {
     "pickle.load", "pickle.loads", "yaml.load", "eval", "exec", "os.system", "marshal.loads",
     "torch.load", "dill.load", "shelve.open",
 }  # fmt: skip
+WORKERS = {"agentloop/sandboxes/child.py": {"exec"}}
+"""Runs in a sandbox, and running code is all it is for."""
 FORBIDDEN_KEYWORDS = {"shell": True, "trust_remote_code": True}
 
 
@@ -53,10 +55,11 @@ def test_no_unknown_pth_file() -> None:
 
 def calls(path: Path) -> list[str]:
     bad = []
+    may = WORKERS.get(path.relative_to(ROOT).as_posix() if ROOT in path.parents else "", set())
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            if name in FORBIDDEN:
+            if name in FORBIDDEN - may:
                 bad.append(f"{path.name}:{node.lineno} {name}")
             bad += [
                 f"{path.name}:{node.lineno} {key.arg}={value}"

@@ -1,0 +1,284 @@
+"""Every sandbox keeps one contract: what code gets and gives back, and what is left of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentloop.errors import SessionEnded, UsageError
+from agentloop.ports import Programs, Sandbox, Session, Sessions
+from agentloop.records import Program, SandboxResult
+from agentloop.sandboxes.monty import MontySandbox
+from agentloop.sandboxes.process import ProcessSandbox
+from agentloop.sandboxes.profile import Profile
+
+
+def _monty(**limits: Any) -> Sandbox:
+    return MontySandbox(Profile(backend="monty", **limits))
+
+
+def _process(**limits: Any) -> Sandbox:
+    return ProcessSandbox(Profile(backend="process", unsafe=True, **{"memory_mb": 512} | limits))
+
+
+Make = Callable[..., Any]
+FULL = [pytest.param(_process, id="process")]
+"""Backends that run whole programs; those that need the system's help are `integration`."""
+
+
+@pytest.fixture(params=[pytest.param(_monty, id="monty"), *FULL])
+def make(request: pytest.FixtureRequest) -> Make:
+    return request.param
+
+
+@pytest.fixture(params=FULL)
+def full(request: pytest.FixtureRequest) -> Make:
+    return request.param
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported() -> None:
+    run(_monty(), "")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    before = set(os.listdir("/proc/self/fd")), set(Path("/tmp").glob("agentloop-*"))
+    yield
+    deadline = time.monotonic() + 3  # a monty session that was late stops at its own limit
+    while (now := set(os.listdir("/proc/self/fd"))) > before[0] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(now) <= len(before[0])
+    assert set(Path("/tmp").glob("agentloop-*")) <= before[1]
+
+
+def use(sandbox: Sandbox, work: Awaitable[Any]) -> Any:
+    async def main() -> Any:
+        try:
+            return await work
+        finally:
+            await sandbox.close()
+
+    return asyncio.run(main())
+
+
+def run(sandbox: Sandbox, code: str) -> SandboxResult:
+    return use(sandbox, sandbox.run(code))
+
+
+def execute(sandbox: Programs, code: str, *arguments: str, **files: bytes) -> SandboxResult:
+    named = {name.replace("_py", ".py"): data for name, data in files.items()}
+    program = Program(code=code, files=named, arguments=arguments)
+    return use(sandbox, sandbox.execute(program))  # type: ignore[arg-type]
+
+
+def ask(sandbox: Sessions, code: str, *lines: str, seconds: float = 5.0) -> list[str]:
+    """The answers, the last one perhaps the text of `SessionEnded`."""
+
+    async def main() -> list[str]:
+        async with sandbox.session(Program(code=code)) as session:
+            return await answers(session, lines, seconds)
+
+    return use(sandbox, main())  # type: ignore[arg-type]
+
+
+async def answers(session: Session, lines: tuple[str, ...], seconds: float) -> list[str]:
+    said: list[str] = []
+    for line in lines:
+        try:
+            said.append(await session.ask(line, seconds=seconds))
+        except SessionEnded as error:
+            said.append(f"ended: {error}")
+    return said
+
+
+@pytest.mark.parametrize(
+    ("code", "stdout", "error"),
+    [
+        ("print(1 + 1)", "2", ""),
+        ("1 + 1", "2", ""),
+        ("x = 2\n[x, 'a']", "[2, 'a']", ""),
+        ("print('p')\n5", "p", ""),
+        ("print('')\n5", "", ""),
+        ("None", "", ""),
+        ("", "", ""),
+        ("'žluť 🎉'", "'žluť 🎉'", ""),
+        ("print('a')\n1/0", "a", "ZeroDivisionError: division by zero"),
+        ("import math\nmath.gcd(12, 18)", "6", ""),
+    ],
+)
+def test_a_snippet_gives(make: Make, code: str, stdout: str, error: str) -> None:
+    result = run(make(), code)
+    assert (result.stdout.strip(), result.error) == (stdout, error)
+
+
+@pytest.mark.parametrize(
+    "code", ["def f(", "\x00", "'\ud800'", "import numpy", "raise SystemError"]
+)
+def test_bad_code_is_the_codes_own_error(make: Make, code: str) -> None:
+    result = run(make(), code)
+    assert result.error and not result.timed_out
+
+
+def test_a_run_ends_in_time(make: Make) -> None:
+    began = time.monotonic()
+    result = run(make(seconds=0.5), "print('a')\nwhile True: pass")
+    assert result.timed_out and result.stdout == "a\n" and result.returncode is None
+    assert time.monotonic() - began < 5
+
+
+def test_output_keeps_its_head_and_its_tail(make: Make) -> None:
+    code = "print('start')\nfor i in range(3000): print(i)\nprint('end')"
+    result = run(make(output_bytes=4096, seconds=10), code)
+    assert result.truncated and len(result.stdout) < 4200 and result.error == ""
+    assert result.stdout.startswith("start\n0\n1\n") and result.stdout.endswith("2999\nend\n")
+
+
+def test_memory_is_limited(make: Make) -> None:
+    result = run(make(seconds=20), "x = 'a' * 10**10")
+    assert "MemoryError" in result.error and not result.timed_out
+
+
+def test_nothing_is_kept_between_runs(make: Make) -> None:
+    async def main(sandbox: Sandbox) -> str:
+        await sandbox.run("kept = 1")
+        return (await sandbox.run("print(kept)")).error
+
+    sandbox = make()
+    assert "NameError" in use(sandbox, main(sandbox))
+
+
+def test_a_session_answers(make: Make) -> None:
+    code = "seen = []\ndef answer(line):\n    seen.append(line)\n    return ' '.join(seen)"
+    assert ask(make(), code, "a", "ž 🎉", "") == ["a", "a ž 🎉", "a ž 🎉 "]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("return 5", "answer() must return"),
+        ("return 'a\\nb'", "answer() must return"),
+        ("return 'a' * 70000", "65536"),
+        ("while True: pass", "no answer within 0.5 s"),
+        ("raise SystemExit", "ended early"),
+    ],
+)
+def test_a_session_that_does_not_answer_has_ended(make: Make, body: str, says: str) -> None:
+    code = f"def answer(line):\n    if line == 'ok': return 'ok'\n    {body}"
+    said = ask(make(), code, "ok", "bad", "ok", seconds=0.5)
+    assert said[0] == "ok" and says in said[1] and said[2] == said[1]
+
+
+@pytest.mark.parametrize("code", ["1 / 0", "def answer(", "x = 1"])
+def test_a_session_whose_code_fails_has_ended(make: Make, code: str) -> None:
+    assert ask(make(), code, "a")[0].startswith("ended: it ended early: ")
+
+
+def test_a_question_is_one_line(make: Make) -> None:
+    for line in ("a\nb", "a" * 70000):
+        with pytest.raises(UsageError, match="one line"):
+            ask(make(), "def answer(line): return line", line)
+
+
+def test_many_at_once(make: Make) -> None:
+    async def main(sandbox: Any) -> list[str]:
+        async def one(n: int) -> str:
+            async with sandbox.session(Program(code=f"def answer(x): return x * {n}")) as session:
+                own = await sandbox.run(f"print({n})")
+                return own.stdout + await session.ask("a", seconds=20)
+
+        return await asyncio.gather(*map(one, range(8)))
+
+    sandbox = make(seconds=30)
+    assert use(sandbox, main(sandbox)) == [f"{n}\n" + "a" * n for n in range(8)]
+
+
+def test_a_program_has_its_files_and_arguments(full: Make) -> None:
+    code = "import sys, os, part\nprint(part.x, sys.argv[1:], sorted(os.listdir()))\nsys.exit(3)"
+    result = execute(full(), code, "a b", "ž", part_py=b"x = 7", data=b"\x00\xff")
+    assert result.stdout == "7 ['a b', 'ž'] ['data', 'part.py']\n"
+    assert (result.error, result.returncode) == ("exit status 3", 3)
+
+
+def test_a_file_stands_in_for_no_module(full: Make) -> None:
+    result = execute(full(), "import json\nprint(json.dumps(1))", json_py=b"raise SystemExit")
+    assert result.stdout == "1\n"
+
+
+@pytest.mark.parametrize("name", ["../a", "/a", "a/b", ".", "..", "", "a\0", "a" * 300])
+def test_files_have_plain_names(full: Make, name: str) -> None:
+    with pytest.raises(UsageError, match="no file name"):
+        use(full(), full().execute(Program(code="", files={name: b""})))
+
+
+def test_programs_find_nothing_of_the_host(full: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANTED", "secret-value")
+    code = (
+        "import os\nprint(dict(os.environ), open('/proc/self/environ').read())\n"
+        "print(len(os.listdir('/proc/self/fd')), os.read(0, 9), os.getcwd() != '/')"
+    )
+    result = execute(full(), code)
+    # The three standard streams and the listing's own: the channel is closed.
+    assert "secret" not in result.stdout and result.stdout.endswith("4 b'' True\n"), result
+
+
+def test_bytes_that_are_no_text_are_replaced(full: Make) -> None:
+    result = execute(full(), "import os\nos.write(1, b'a\\xff\\n')\nos.write(2, b'\\xfe')\n1/0")
+    assert result.stdout == "a�\n" and "ZeroDivisionError" in result.error
+
+
+def test_a_signal_is_told(full: Make) -> None:
+    result = execute(full(), "import os\nos.abort()")
+    assert (result.returncode, result.error) == (134, "ended by SIGABRT")
+
+
+def test_a_flood_ends_early(full: Make) -> None:
+    began = time.monotonic()
+    result = execute(full(seconds=30), "while True: print('x' * 10000)")
+    assert result.truncated and not result.timed_out and "too many" in result.error
+    assert len(result.stdout) < 70000 and time.monotonic() - began < 5
+
+
+def test_what_a_program_starts_ends_with_it(full: Make) -> None:
+    name = f"sbx{secrets.token_hex(4)}"
+    code = f"import os, time\nopen('/proc/self/comm', 'w').write({name!r})\nif os.fork(): "
+    began = time.monotonic()
+    early = execute(full(seconds=20), code + "raise SystemExit(7)\ntime.sleep(60)")
+    late = execute(full(seconds=0.5), code + "pass\ntime.sleep(60)")
+    assert early.returncode == 7 and late.timed_out
+    assert time.monotonic() - began < 5
+    assert not running(name)
+
+
+def running(name: str) -> list[str]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            text = status.read_text()
+            if text.startswith(f"Name:\t{name}\n") and "\nState:\tZ" not in text:
+                found.append(status.parent.name)
+    return found
+
+
+def test_answers_cannot_be_given_ahead(full: Make) -> None:
+    code = (
+        "import os, stat\n"
+        "fds = [n for n in range(3, 64) if os.path.exists(f'/proc/self/fd/{n}')]\n"
+        "channel = [n for n in fds if not stat.S_ISREG(os.fstat(n).st_mode)][0]\n"
+        "def answer(line):\n"
+        "    if line == 'two': os.write(channel, b'forged\\n')\n"
+        "    return line\n"
+    )
+    assert ask(full(), code, "one", "two", "three")[0] == "one"
+    assert ask(full(), code, "one", "two", "three")[2].startswith("ended: ")
+    ahead = ask(full(), code + "os.write(channel, b'forged\\n')", "one")
+    assert ahead == ["ended: it wrote before it was asked"] or "more than" in ahead[0]
