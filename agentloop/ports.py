@@ -7,7 +7,7 @@ Everything that a workflow names is a *part*: a frozen dataclass whose fields ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, dataclass_transform, runtime_checkable
@@ -137,6 +137,18 @@ class Sessions(Protocol):
         """Start `program`, which defines `answer(line: str) -> str`, under the profile's limits;
         leaving the context ends it and all it started. What it prints is dropped. Entering raises
         `SandboxError` when it cannot be started; that its code fails shows at the first `ask`."""
+        ...
+
+
+@runtime_checkable
+class Lends(Protocol):
+    """Optional for a `Sandbox`: code that may call functions of ours, which run out here."""
+
+    async def run_with(
+        self, code: str, functions: Mapping[str, Callable[..., Json]]
+    ) -> SandboxResult:
+        """As `Sandbox.run`. What a function is given was made by the code; its `ValueError` is
+        raised in the code."""
         ...
 
 

@@ -23,7 +23,7 @@ from agentloop.workflows.schema import Check
 
 _OPS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _PROSE = {"title", "claim", "seed_paper", "faithful", "reduced", "checks"}
-_LATER = {"command", "rate", "retries", "fallbacks", "cache", "probes", "serve"}
+_LATER = {"command", "rate", "retries", "fallbacks", "cache", "probes", "serve", "world"}
 """Keys that came after the first results: a workflow without them is what it was."""
 
 
@@ -145,6 +145,7 @@ def digest(loaded: Loaded) -> str:
         if path.is_file():
             state.update(path.name.encode() + b"\0" + path.read_bytes())
     parts = [spec.tasks, spec.reward, spec.collect, spec.gate, *spec.lanes.values()]
+    parts += filter(None, [spec.world])
     named = {reference.rpartition(":")[0] for reference in (spec.graph, *(p.use for p in parts))}
     shipped = {module for module in named if module and not module.endswith(".py")}
     for module in sorted(shipped.union(spec.modules)):

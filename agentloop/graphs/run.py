@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphRecursionError
@@ -41,7 +41,7 @@ from agentloop.graphs.setup import Setups
 from agentloop.graphs.text import final_answer
 from agentloop.graphs.threads import serve
 from agentloop.ports import Model, Tool
-from agentloop.records import Attempt, Episode, Failure, Limits, Reason
+from agentloop.records import Attempt, Episode, Failure, Json, Limits, Reason
 from agentloop.trajectories.redact import Redactor
 
 _STEPS_PER_TURN = 25
@@ -60,16 +60,37 @@ def _quiet(episode: Episode) -> None:
     """The default `on_done`."""
 
 
+class Owned(Protocol):
+    """What one rollout has for itself, such as a world."""
+
+    @property
+    def first(self) -> str:
+        """What the rollout is told first, after its task."""
+        ...
+
+    @property
+    def tools(self) -> Sequence[Tool]:
+        """Instead of the lent tools of the same names."""
+        ...
+
+    def state(self) -> dict[str, Json]:
+        """How it is at the end, for `Episode.state`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Runner:
     """Runs `graph`. `checkpoints` is a folder that keeps each rollout's steps under its episode id:
     one that was cut off goes on from its last step. `native_tools` as in `RunContext`. `kept` gives
-    the calls of an episode that the journal has, as the ends of their keys (`CallKeys.expect`)."""
+    the calls of an episode that the journal has, as the ends of their keys (`CallKeys.expect`).
+    `own` makes what a rollout has for itself, anew for each; it is not among the kept steps, so it
+    goes without `checkpoints`."""
 
     graph: Graph
     checkpoints: Path | None = None
     native_tools: bool = True
     kept: Callable[[str], Iterable[str]] | None = None
+    own: Callable[[Attempt], Owned] | None = None
 
     async def run(
         self,
@@ -130,6 +151,7 @@ class Runner:
                 beats,
                 setups,
                 self.kept,
+                self.own,
             )
 
 
@@ -172,6 +194,7 @@ class Batch:
     beats: Heartbeat
     setups: Setups
     kept: Callable[[str], Iterable[str]] | None
+    own: Callable[[Attempt], Owned] | None
     pace: Pace = field(default_factory=Pace)
     spent: BudgetReached | None = field(default=None)
     """Why no further rollout begins."""
@@ -189,19 +212,21 @@ class Batch:
     async def _rollout(self, attempt: Attempt, place: Place) -> Episode:
         lent = LentModel(self.model, attempt, self.limits, turns=not self.native_tools, place=place)
         book = ToolBook()
+        owned = self.own(attempt) if self.own is not None else None
         if self.kept is not None:
             lent.keys.expect(self.kept(attempt.id))
 
         def ended(answer: str | None, failure: Failure | None) -> Episode:
             made = _episode(attempt, lent, answer, failure)
-            return replace(made, setup=self.setups.of(attempt, lent, book))
+            state = owned.state() if owned is not None else {}
+            return replace(made, setup=self.setups.of(attempt, lent, book), state=state)
 
         answer, failure = None, None
         if self.spent is not None:
             failure = Failure(reason="budget", detail=_line(self.spent))
         else:
             try:
-                answer, failure = await self._attempt(attempt, lent, book)
+                answer, failure = await self._attempt(attempt, lent, book, owned)
             except asyncio.CancelledError:
                 failure = Failure(reason="cancelled", detail="the run was stopped")
                 if lent.recorder.trajectory().nodes:
@@ -216,16 +241,18 @@ class Batch:
         return episode
 
     async def _attempt(
-        self, attempt: Attempt, lent: LentModel, book: ToolBook
+        self, attempt: Attempt, lent: LentModel, book: ToolBook, owned: Owned | None
     ) -> tuple[str | None, Failure | None]:
         """The answer or what came between. The graph has a task of its own, so that a node which
         swallows its cancellation cannot hold up the batch."""
+        own = {tool.spec.name: tool for tool in owned.tools} if owned is not None else {}
         context = RunContext(
-            model=lent, tools=book.lend(self.tools), limits=self.limits,
+            model=lent, tools=book.lend({**self.tools, **own}), limits=self.limits,
             native_tools=self.native_tools,
         )  # fmt: skip
+        first = owned.first if owned is not None else ""
         ready = asyncio.get_running_loop().create_future()
-        work = asyncio.create_task(self._invoke(attempt, context, book, ready))
+        work = asyncio.create_task(self._invoke(attempt, context, book, ready, first))
         try:
             await asyncio.wait((work, ready), return_when=asyncio.FIRST_COMPLETED)
             while not work.done() and (left := lent.clock.left()) > 0:
@@ -264,8 +291,9 @@ class Batch:
             return None, Failure(reason=_reason(error), detail=_line(error))
 
     async def _invoke(
-        self, attempt: Attempt, context: RunContext, book: ToolBook, ready: asyncio.Future[None]
-    ) -> dict[str, Any]:
+        self, attempt: Attempt, context: RunContext, book: ToolBook,
+        ready: asyncio.Future[None], first: str,
+    ) -> dict[str, Any]:  # fmt: skip
         """The graph's last state. `ready` is done when the clock shows the time that was taken in
         earlier processes, too."""
         current_run.set(context)
@@ -279,7 +307,7 @@ class Batch:
             config["metadata"] = {ORIGIN: origin(self.graph, attempt.task.prompt, self.tools)}
             goes_on = await resume(self.graph, saver, config, lent, book)
         ready.set_result(None)
-        asked = {"role": "user", "content": attempt.task.prompt}
+        asked = {"role": "user", "content": "\n\n".join(filter(None, (attempt.task.prompt, first)))}
         task = {"messages": [*map(to_dict, attempt.history), asked]}
         state = await self.graph.ainvoke(
             None if goes_on else task,

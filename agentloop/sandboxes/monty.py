@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
 from agentloop.errors import SandboxError, SessionEnded, UsageError
 from agentloop.ports import Session
-from agentloop.records import Program, SandboxResult
+from agentloop.records import Json, Program, SandboxResult
 from agentloop.sandboxes.channel import LINE, one_question
 from agentloop.sandboxes.output import Kept, one_line
 from agentloop.sandboxes.profile import Profile
@@ -44,7 +44,14 @@ class MontySandbox:
     async def run(self, code: str) -> SandboxResult:
         """Run `code`. Raises `SandboxError` when a worker died or none could be started. When the
         caller is cancelled, code that already runs ends at its own time limit."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, code)
+        return await self.run_with(code, {})
+
+    async def run_with(
+        self, code: str, functions: Mapping[str, Callable[..., Json]]
+    ) -> SandboxResult:
+        """As `ports.Lends.run_with`; the functions are called from another thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._run, code, functions)
 
     @asynccontextmanager
     async def session(self, program: Program) -> AsyncIterator[Session]:
@@ -63,7 +70,7 @@ class MontySandbox:
         """End the workers; a later run starts new ones."""
         await asyncio.to_thread(self._stop)
 
-    def _run(self, code: str) -> SandboxResult:
+    def _run(self, code: str, lent: Mapping[str, Callable[..., Json]]) -> SandboxResult:
         from pydantic_monty import (
             MontyCrashedError,
             MontyError,
@@ -74,7 +81,10 @@ class MontySandbox:
         printed = Kept(self.profile.output_bytes)
         try:
             with self._start().checkout(**self._settings()) as session:
-                value = session.feed_run(code, print_callback=lambda _, text: printed.write(text))
+                value = session.feed_run(
+                    code, external_lookup=dict(lent),
+                    print_callback=lambda _, text: printed.write(text),
+                )  # fmt: skip
                 if value is not None and not printed.total:
                     return _shown(session, value, printed)
         except MontyCrashedError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -57,6 +58,7 @@ from agentloop.workflows.models import ScopedJournal, check_calls, lend_model, p
 from agentloop.workflows.runs import checkpoints
 from agentloop.workflows.schema import PartSpec, Workflow
 from agentloop.workflows.seconds import counted
+from agentloop.workflows.worlds import Worlds
 from agentloop.workspace import Workspace, model_cache
 
 PROBES = 64
@@ -203,15 +205,18 @@ async def assemble(loaded: Loaded, archive: Archive, options: Options) -> AsyncI
             journal=None if options.live else ScopedJournal(archive, options.run),
         )  # fmt: skip
         graph = await _agent(loaded, options, stack)
+        worlds = open_worlds(loaded, sandbox)
         bench = GatedBench(
             archive=archive, tasks=_tasks(loaded, model_spec, options),
             runner=Runner(
                 graph,
                 # a cycle (it has a plan) is resumed from the journal: checkpoints would only cost
+                # and a world is not among the steps: its calls are made again in a new one
                 checkpoints=(
-                    None if options.plan or options.live
+                    None if options.plan or options.live or worlds is not None
                     else checkpoints(options.home, options.run)
                 ),
+                own=worlds.own if worlds is not None else None,
                 native_tools=not model_spec.local,
                 kept=archive.calls_of if spent.calls else None,  # it goes on
             ),
@@ -330,13 +335,23 @@ def _reward(workflow: Workflow, spec: ModelSpec) -> PartSpec:
 
 def open_tools(loaded: Loaded, sandbox: Sandbox) -> list[Tool]:
     """The tools that a workflow lends to its agent."""
-    made: list[Tool] = []
+    worlds = open_worlds(loaded, sandbox)
+    made: list[Tool] = [*worlds.tools()] if worlds is not None else []
     for name in loaded.spec.tools:
+        if name == "python" and worlds is not None:
+            continue
         if name == "python":
             made.append(PythonTool(sandbox))
         else:
             made.append(tool(resolve(name, loaded.folder)))  # type: ignore[arg-type]
     return made
+
+
+def open_worlds(loaded: Loaded, sandbox: Sandbox) -> Worlds | None:
+    """What makes each rollout's world; `None` for a workflow without one."""
+    if loaded.spec.world is None:
+        return None
+    return Worlds(partial(loaded.build, loaded.spec.world), sandbox, "python" in loaded.spec.tools)
 
 
 def _trainer(spec: ModelSpec, progress: Progress) -> Trainer | None:

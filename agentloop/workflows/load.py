@@ -77,6 +77,8 @@ class Loaded:
             limits.add("command")
         if self.spec.probes is None:
             limits.add("probes")
+        if self.spec.world is None:
+            limits.add("world")
         state.update(self.spec.model_dump_json(exclude=prose | limits).encode())
         for path in sorted(self.folder.iterdir()):
             of_agent = f"./{path.name}" in self.spec.command
@@ -90,7 +92,7 @@ class Loaded:
         """All that a cycle is made of."""
         spec = self.spec
         parts = [spec.tasks, spec.reward, spec.collect, spec.gate, *spec.lanes.values()]
-        parts += filter(None, [spec.probes])
+        parts += filter(None, [spec.probes, spec.world])
         if spec.scripted is not None:
             parts += [spec.scripted.tasks, spec.scripted.reward or spec.reward]
         return parts

@@ -102,6 +102,8 @@ def impossible(episode: Episode) -> str:
         return "it was cut out of another rollout, or changed"
     if not episode.setup.graph:
         return "its agent is a program or a client of its own, which is not run from a record"
+    if episode.state:
+        return "it acted in a world, and the record has that world's end alone"
     if episode.failure is not None and episode.failure.reason in UNREPEATABLE:
         return f"it ended by {episode.failure.reason}, which is not in the record"
     return ""

@@ -182,6 +182,9 @@ class Workflow(_Strict):
     tools: tuple[str, ...] = ()
     """`python`, or references of typed functions."""
     sandbox: str = "monty"
+    world: PartField | None = None
+    """Each rollout has one of its own: its calls are tools, or with `tools: [python]` functions of
+    the code."""
     limits: Limits = Limits()
     decoding: Decoding = Decoding()
     reward: PartField
@@ -235,6 +238,8 @@ class Workflow(_Strict):
     def _one_agent(self) -> Workflow:
         if self.command and "graph" in self.model_fields_set:
             raise ValueError("`graph` and `command` are two agents; give one of them")
+        if self.command and self.world is not None:
+            raise ValueError("a `world` is for graphs; a `command` acts elsewhere, leave one out")
         if self.command and self.tools:
             raise ValueError("`tools` are for graphs; a `command` brings its own, leave them out")
         return self

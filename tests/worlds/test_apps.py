@@ -304,7 +304,8 @@ def test_it_ends_with_finish_or_after_so_many_calls(tasks: list[Task]) -> None:
     tools = world_tools(world)
     world.reset(tasks[0], 0)
     [end] = [tool for tool in tools if tool.spec.name == "finish"]
-    assert asyncio.run(end.call({"answer": "5"})) == '"ended with `5`"' and end.done
+    assert asyncio.run(end.call({"answer": "5"})) == "null" and end.done
+    assert world.snapshot()["answer"] == "5"
 
 
 def test_only_what_ended_in_the_apps_is_scored(tasks: list[Task]) -> None:

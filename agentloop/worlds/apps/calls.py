@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
+from agentloop.errors import ToolError
 from agentloop.records import Json, ToolSpec
 
 Record: TypeAlias = dict[str, Any]
@@ -25,7 +26,7 @@ LONGEST = 4000
 _KINDS: dict[str, tuple[type, str]] = {"str": (str, "string"), "int": (int, "integer")}
 
 
-class Refused(Exception):
+class Refused(ToolError):
     """Why a call did nothing, for whoever made it."""
 
 

@@ -27,15 +27,15 @@ CALLS_AT_MOST = 60
 @call
 def finish(tables: Tables, answer: str = "") -> Json:
     """End the task, with the answer if it asks for one."""
-    del tables
-    return f"ended with `{answer}`" if answer else "ended"
+    del tables, answer  # `Apps.value` keeps it
+    return None
 
 
 class Apps:
     """The world; satisfies `World`, `Snapshots` and `Actions`.
 
     State: `tables`, `calls` (how many were made), `done`, `answer`, and `effects`: for each call
-    that changed something its number, its name and the `table/id`s it changed.
+    that changed something its name and the `table/id`s it changed (`answer`, for an answer).
     """
 
     def __init__(self) -> None:
@@ -67,10 +67,12 @@ class Apps:
         before = json.loads(json.dumps(state["tables"]))
         try:
             given = perform(state["tables"], name, arguments)
-            if effect := sorted(changed(before, state["tables"])):
-                state["effects"].append([state["calls"], name, effect])
+            effect = sorted(changed(before, state["tables"]))
             if name == "finish":
                 state["done"], state["answer"] = True, arguments.get("answer", "")
+                effect = ["answer"] if state["answer"] else []
+            if effect:
+                state["effects"].append([name, effect])
         finally:
             state["done"] = state["done"] or state["calls"] >= CALLS_AT_MOST
         copy: Json = json.loads(json.dumps(given))  # what a caller is told is not the state itself
@@ -79,6 +81,14 @@ class Apps:
     def tools(self) -> Sequence[ToolSpec]:
         """All calls."""
         return [each.spec for each in CALLS.values()]
+
+    def effects(self) -> Sequence[tuple[str, Sequence[str]]]:
+        """As in the state."""
+        return [(name, changed) for name, changed in self._state["effects"]]
+
+    def done(self) -> bool:
+        """Whether the episode is over."""
+        return bool(self._state["done"])
 
     def snapshot(self) -> dict[str, Json]:
         """The whole state as JSON."""
