@@ -20,6 +20,7 @@ from agentloop.datasets.manifest import rows_path
 from agentloop.datasets.recipe import Built, Recipe
 from agentloop.datasets.select import Key
 from agentloop.errors import UsageError
+from agentloop.lanes import flags
 from agentloop.lanes.again import again
 from agentloop.lanes.bench import Bench
 from agentloop.lanes.data_faults import caused_by_data
@@ -138,11 +139,12 @@ class Phase:
         if known is not None:
             return bench.archive.get(str(known), Dataset)
         episodes = self.episodes(bench)
+        lately = self.lately(bench, episodes)
         once = guard_settings(self.settings).model_copy(update={"patience": 1})
-        Guards(once).watch(
-            0, {"hack_rate": hack_rate(self.lately(bench, episodes), self.select.hacks)}
-        )
-        built = build(recipe, episodes, lent(bench, episodes, self.select))
+        Guards(once).watch(0, {"hack_rate": hack_rate(lately, self.select.hacks)})
+        built = build(recipe, episodes, lent(bench, episodes, self.select), lately=lately)
+        if said := flags.alarm(lately):
+            bench.progress("alarm", len(lately) - len(flags.unflagged(lately)), len(lately), said)
         if reason := nothing_to_learn(built, len(episodes), self.at_least):
             return reason
         dataset = freeze(bench, recipe, built, lesson)
@@ -200,10 +202,15 @@ class Learned:
     """The directory of the finished job."""
 
 
-def build(recipe: Recipe, episodes: Sequence[Episode], lent: Lent) -> Built:
-    """The rows of `episodes`. Raises `TrainingError` for episodes that none can be made of."""
+def build(
+    recipe: Recipe, episodes: Sequence[Episode], lent: Lent, *,
+    lately: Sequence[Episode] | None = None,
+) -> Built:  # fmt: skip
+    """The rows of those `episodes` that raised no flag. Raises `TrainingError` for episodes that
+    none can be made of, and when too many of `lately` (all, unless given) raised one."""
+    flags.refuse(episodes if lately is None else lately)
     with caused_by_data((UsageError,)):
-        return recipe.build(episodes, lent)
+        return recipe.build(flags.unflagged(episodes), lent)
 
 
 def freeze(bench: Bench, recipe: Recipe, built: Built, lesson: Lesson) -> Dataset:

@@ -14,6 +14,8 @@ from agentloop.records import AGENT_REASONS, Episode, Score, Task
 
 SUCCESS = 0.99
 """A graded answer counts as right from this value on: graders that reach 1 by adding floats do."""
+FLAG = "flag:"
+"""How the parts of a score begin that say whether a way of gaming it was seen (1) or not (0)."""
 MAX_ANSWER = 10_000
 """Characters; a longer text is no final answer, and comparing it would only cost time."""
 

@@ -1,7 +1,7 @@
 """Several rewards as one.
 
-In: episodes. Out: the weighted mean of the parts' values, every part kept beside it. Success is
-that of the first reward: the others shape, they do not decide.
+In: episodes. Out: the weighted mean of the parts' values, every part kept beside it, with the flags
+that any of them raised. Success is that of the first reward: the others shape, they do not decide.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from agentloop.errors import UsageError
 from agentloop.ports import Reward, part
 from agentloop.records import Episode, Score
+from agentloop.rewards.grading import FLAG
 
 
 @part
@@ -42,5 +43,11 @@ class Mix:
             success=scores[0].success,
             source=" + ".join(score.source for score in scores),
             feedback="; ".join(score.feedback for score in scores if score.feedback),
-            parts={f"{at}:{score.source}": score.value for at, score in enumerate(scores)},
+            parts={f"{at}:{score.source}": score.value for at, score in enumerate(scores)}
+            | {
+                name: value
+                for score in scores
+                for name, value in score.parts.items()
+                if name.startswith(FLAG)
+            },
         )
