@@ -14,9 +14,9 @@ import os
 import signal
 import socket
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from agentloop.errors import SandboxError
@@ -43,12 +43,15 @@ class Start:
     command: tuple[str, ...]
     folder: str = "/"
     descriptors: tuple[int, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
     joined: Callable[[int], None] = lambda pid: None
     verdict: Callable[[], str] = lambda: ""
 
 
 class Walls(Protocol):
-    """What surrounds one program."""
+    """What surrounds one program. `own_user`: nobody else's processes count as its own."""
+
+    own_user: bool
 
     def raised(self) -> AbstractContextManager[Start]:
         """Set up what one program needs; leaving the context takes all of it away. Raises
@@ -70,8 +73,8 @@ class _Running:
 class Launched:
     """A `ports.Sandbox` with `ports.Programs` and `ports.Sessions`; each run starts anew."""
 
-    def __init__(self, profile: Profile, walls: Walls) -> None:
-        self.profile, self._walls = profile, walls
+    def __init__(self, profile: Profile, walls: Walls, without: Collection[str] = ()) -> None:
+        self.profile, self._walls, self._without = profile, walls, frozenset(without)
 
     async def run(self, code: str) -> SandboxResult:
         """As `ports.Sandbox.run`; the value of a last expression is shown as in a REPL."""
@@ -129,10 +132,12 @@ class Launched:
 
     def _limits(self, mode: Mode) -> dict[str, int]:
         profile = self.profile
+        if "rlimits" in self._without:
+            return {}
         cpu = profile.session_seconds if mode == "session" else int(profile.seconds) + 1
         return {
             "AS": profile.memory_mb * 2**20, "CPU": cpu, "FSIZE": profile.disk_mb * 2**20,
-            "NOFILE": 256, "CORE": 0,
+            "NOFILE": 256, "CORE": 0, **({"NPROC": profile.pids} if self._walls.own_user else {}),
         }  # fmt: skip
 
 
@@ -143,7 +148,7 @@ async def _spawn(start: Start, output_bytes: int) -> _Running:
             descriptor = theirs.fileno()
             process = await asyncio.create_subprocess_exec(
                 *start.command, *child_arguments(descriptor, descriptor),
-                stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env={}, cwd=start.folder,
+                stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=start.environment, cwd=start.folder,
                 start_new_session=True, pass_fds=(descriptor, *start.descriptors),
             )  # fmt: skip
         reader, writer = await asyncio.open_connection(sock=ours, limit=LINE)

@@ -53,5 +53,6 @@ async def drain(stream: asyncio.StreamReader, kept: Kept, most: int) -> None:
 
 
 def one_line(text: str) -> str:
-    """`text` as a line of 500 characters at most, for an error."""
-    return " ".join(text.split("\n"))[:500].strip()
+    """`text` as a line of 500 printable characters at most, for an error: it may be code's own, and
+    steers no terminal."""
+    return "".join(one if one.isprintable() else " " for one in text[:500]).strip()

@@ -29,6 +29,8 @@ class ProcessSandbox(Launched):
 
 
 class _NoWalls:
+    own_user = False
+
     @contextmanager
     def raised(self) -> Iterator[Start]:
         """A folder, and the interpreter as it is."""

@@ -21,9 +21,11 @@ MAX_BYTES = 64 * 1024
 """A profile is a few lines; a larger file is refused before it is parsed."""
 
 
-Backend = Literal["monty", "process"]
+Backend = Literal["monty", "bwrap", "landlock", "process"]
 _CLASSES: dict[Backend, str] = {
     "monty": "agentloop.sandboxes.monty:MontySandbox",
+    "bwrap": "agentloop.sandboxes.bwrap:BwrapSandbox",
+    "landlock": "agentloop.sandboxes.landlock:LandlockSandbox",
     "process": "agentloop.sandboxes.process:ProcessSandbox",
 }
 """Where each backend is; it is imported when it is chosen. Each takes a `Profile`."""
@@ -44,6 +46,11 @@ class Profile(BaseModel):
     """Of each file that is written, and of all of them where the backend has a disk of its own."""
     pids: int = Field(default=64, ge=1, le=32768)
     """Processes and threads at once."""
+    cpu: float = Field(default=1.0, gt=0, le=1024)
+    """Processors' worth of time."""
+    network: Literal["none"] = "none"
+    seccomp: Path | None = None
+    """The filter of system calls, relative to the profile; `seccomp.json` if that is there."""
     output_bytes: int = Field(default=65536, ge=256, le=64 * 2**20)
     """Kept of what is printed; one MiB more ends the program."""
     unsafe: bool = False
@@ -81,6 +88,9 @@ def read_profile(path: Path) -> Profile:
     for key in values:
         if key not in Profile.model_fields:
             raise UnknownName(f"key in `{path}`", str(key), Profile.model_fields)
+    named = path.parent / str(values.get("seccomp", "seccomp.json"))
+    if "seccomp" in values or named.is_file():
+        values["seccomp"] = named
     try:
         return Profile.model_validate(values)
     except ValidationError as error:
@@ -99,5 +109,10 @@ def open_sandbox(name: str, workspace: Workspace) -> Sandbox:
             for found in root.glob("sandboxes/*/profile.yaml")
         ]
         raise UnknownName("sandbox", name, set(known))
-    profile = read_profile(path)
+    return open_profile(read_profile(path))
+
+
+def open_profile(profile: Profile) -> Sandbox:
+    """The sandbox of its backend; nothing starts before its first run. Raises `UsageError` where
+    the backend cannot be used here."""
     return resolve(_CLASSES[profile.backend])(profile)  # type: ignore[operator, no-any-return]

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from agentloop.ports import Programs, Sandbox, Session, Sessions
 from agentloop.records import Program, SandboxResult
 from agentloop.sandboxes.monty import MontySandbox
 from agentloop.sandboxes.process import ProcessSandbox
-from agentloop.sandboxes.profile import Profile
+from agentloop.sandboxes.profile import Profile, open_profile, read_profile
+
+ROOT = Path(__file__).parents[2]
 
 
 def _monty(**limits: Any) -> Sandbox:
@@ -29,8 +33,20 @@ def _process(**limits: Any) -> Sandbox:
     return ProcessSandbox(Profile(backend="process", unsafe=True, **{"memory_mb": 512} | limits))
 
 
+def _shipped(name: str, **limits: Any) -> Sandbox:
+    profile = read_profile(ROOT / "sandboxes" / name / "profile.yaml")
+    return open_profile(Profile(**profile.model_dump() | limits))
+
+
 Make = Callable[..., Any]
-FULL = [pytest.param(_process, id="process")]
+REAL = ("bwrap",)
+FULL = [
+    pytest.param(_process, id="process"),
+    *(
+        pytest.param(partial(_shipped, name), id=name, marks=pytest.mark.integration)
+        for name in REAL
+    ),
+]
 """Backends that run whole programs; those that need the system's help are `integration`."""
 
 
@@ -50,14 +66,14 @@ def imported() -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    before = set(os.listdir("/proc/self/fd")), set(Path("/tmp").glob("agentloop-*"))
+def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = len(os.listdir("/proc/self/fd"))
     yield
     deadline = time.monotonic() + 3  # a monty session that was late stops at its own limit
-    while (now := set(os.listdir("/proc/self/fd"))) > before[0] and time.monotonic() < deadline:
+    while (now := len(os.listdir("/proc/self/fd"))) > before and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert len(now) <= len(before[0])
-    assert set(Path("/tmp").glob("agentloop-*")) <= before[1]
+    assert now <= before and not list(tmp_path.glob("agentloop-*"))
 
 
 def use(sandbox: Sandbox, work: Awaitable[Any]) -> Any:
