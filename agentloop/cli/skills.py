@@ -35,6 +35,8 @@ def list_(
     rows = [("", "curated", one) for one in curated(Workspace.find(workspace))]
     if (home_path(home) / "log.db").is_file():
         rows += _logged(home)
+    if like is not None:
+        rows = _nearest(rows, like)
     if as_json:
         opt.print_json([
             {"id": i or None, "state": state, "name": one.name, "description": one.description,
@@ -227,6 +229,14 @@ def _logged(home: Path | None) -> list[tuple[str, str, Skill]]:
             (name, states[name].state if name in states else "learned", skill)
             for name, skill, _ in archive.artifacts(Skill)
         ]
+
+
+def _nearest(rows: list[tuple[str, str, Skill]], text: str) -> list[tuple[str, str, Skill]]:
+    from agentloop.skills.search import Finder
+    from agentloop.store.embed import WordLlamaEmbedder
+
+    found = Finder([(str(at), row[2]) for at, row in enumerate(rows)], WordLlamaEmbedder())
+    return [rows[int(at)] for at, _, _ in found.pick(text, 10)]
 
 
 def _size(text: str) -> str:

@@ -68,6 +68,8 @@ def test_list_and_show(
     assert {(one["name"], one["state"]) for one in listed} >= {
         ("exact-arithmetic", "curated"), ("circles", "quarantined"),
     }  # fmt: skip
+    [first, *_] = data("skills", "list", "--like", "multiply two large numbers")
+    assert first["name"] == "exact-arithmetic"
     assert data("skills", "show", str(theirs / "circles"))["files"]["scripts/area.py"] == SCRIPT
     assert run(["skills", "list"]) == 0 == run(["skills", "show", "exact-arithmetic"])
     assert "exact-arithmetic" in capsys.readouterr().out
