@@ -26,7 +26,10 @@ Ref = Annotated[
 
 @skills.command("list")
 def list_(
-    home: opt.Home = None, workspace: opt.Space = None, as_json: opt.AsJson = False
+    like: Annotated[
+        str | None, typer.Option("--like", help="The ten nearest to this, by words and meaning.")
+    ] = None,
+    home: opt.Home = None, workspace: opt.Space = None, as_json: opt.AsJson = False,
 ) -> int:  # fmt: skip
     """Curated skills, and the versions in the log with their state."""
     from agentloop.skills.library import curated
@@ -53,7 +56,7 @@ def list_(
     return 0
 
 
-@skills.command("show")
+@skills.command("show", short_help="A skill, and what a reviewer should look at.")
 def show_(
     ref: Ref, home: opt.Home = None, workspace: opt.Space = None, as_json: opt.AsJson = False
 ) -> int:

@@ -29,7 +29,7 @@ from agentloop.skills.similarity import embed
 Near = Callable[[str, int], Sequence[tuple[str, float]]]
 """(text, k) -> (id, anything), nearest first: such as the search of the store's Chroma index."""
 CONSTANT = 5
-"""Of the fusion. Its paper has 60, for many rankings of a thousand: there, two middling places weigh
+"""Of the fusion. Its paper has 60, for many rankings of a thousand: two middling places then weigh
 more than one first. Here, of 10,000 skills, the right one is among the first five for 47 % of
 paraphrases with 5, for 31 % with 60, and for all questions in the skill's own words with either
 (`benchmarks.skills`)."""
