@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 
 from agentloop.records import record
 
@@ -41,9 +42,14 @@ def parsed(code: str) -> ast.Module | None:
 def functions(code: str) -> list[Function]:
     """Top-level functions of `code`, each name once (the last one counts); none of code that is not
     Python. Decorated ones are left out: what they do is not in their source."""
+    return list(_functions(code))
+
+
+@lru_cache(maxsize=4096)  # credit and libraries look at the same programs again and again
+def _functions(code: str) -> tuple[Function, ...]:
     tree = parsed(code)
     if tree is None:
-        return []
+        return ()
     imports = tuple(
         ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
     )
@@ -52,7 +58,7 @@ def functions(code: str) -> list[Function]:
         for node in tree.body
         if isinstance(node, ast.FunctionDef) and not node.decorator_list
     }
-    return list(found.values())
+    return tuple(found.values())
 
 
 def source(of: Iterable[Function]) -> str:

@@ -19,7 +19,15 @@ from agentloop.records import Episode, Failure, Score, Task, ToolCall
 from agentloop.worlds.actions import ToolWorld, world_tools
 from agentloop.worlds.apps.calls import CALLS, Refused
 from agentloop.worlds.apps.families import FAMILIES, SIBLINGS
-from agentloop.worlds.apps.tasks import AppsTasks, Reached, chains, scenario, solution, split_of
+from agentloop.worlds.apps.tasks import (
+    AppsTasks,
+    Reached,
+    chains,
+    family_named,
+    scenario,
+    solution,
+    split_of,
+)
 from agentloop.worlds.apps.world import CALLS_AT_MOST, Apps
 from agentloop.worlds.conformance import check_world
 
@@ -138,6 +146,7 @@ def test_what_is_asked_is_told_in_the_prompt(tasks: list[Task]) -> None:
         arguments = task.data["arguments"]
         assert isinstance(arguments, dict)
         assert all(str(value) in task.prompt for value in arguments.values())
+        assert tuple(arguments) == family_named(task.family).parameters
 
 
 def test_a_program_of_a_sibling_fails(pool: Any, tasks: list[Task]) -> None:
@@ -208,7 +217,7 @@ def test_another_way_to_the_same_state_counts(pool: Any, tasks: list[Task]) -> N
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_the_world_keeps_the_port(family: Any, pool: Any) -> None:
     random = Random(3)
-    task = next(made for _ in range(50) if (made := scenario(family, random)))[1]
+    task = next(made for _ in range(50) if (made := scenario(family, "Kim Kern", random)))[1]
     calls = log_of(pool, task)
     look = ToolCall(id="look", name="apps_show", arguments={"app": "shop"})
     assert check_world(Apps, task, calls) == []
@@ -221,7 +230,8 @@ def test_the_splits_do_not_overlap_and_draws_repeat() -> None:
     assert train == AppsTasks().draw(150, split="train", seed=1)
     names = [{str(task.data["scenario"]) for task in each} for each in (train, heldout)]
     assert not names[0] & names[1]
-    assert {split_of(name) for name in names[1]} == {"heldout"}
+    assert {split_of(str(task.data["owner"])) for task in heldout} == {"heldout"}
+    assert not {task.prompt for task in train} & {task.prompt for task in heldout}
     assert train[:36] == AppsTasks().draw(36, split="train", seed=1)
     assert len({task.family for task in train[: SIBLINGS * len(FAMILIES)]}) == len(FAMILIES)
     single = AppsTasks(families=("put_away",), siblings=1).draw(5, split="train", seed=0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from string import Formatter
 from typing import Any, TypeAlias
 
 from agentloop.worlds.apps.calls import Record, Tables
@@ -30,6 +31,11 @@ class Family:
     body: str
     cases: Callable[[Random, Tables], list[Case]]
     """Up to `SIBLINGS` different cases; fewer when the tables have no more."""
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Of the function, in order: that in which they are asked."""
+        return tuple(dict.fromkeys(name for _, name, _, _ in Formatter().parse(self.ask) if name))
 
     def program(self, arguments: dict[str, Any]) -> str:
         """The expert's whole program: a function of the parameters, called and ended."""

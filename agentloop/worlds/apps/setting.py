@@ -12,6 +12,8 @@ from agentloop.worlds.apps.calls import Tables
 
 FIRST = ("Anna", "Boris", "Clara", "David", "Elena", "Felix", "Greta", "Hugo", "Ines", "Jonas")
 LAST = ("Adler", "Brandt", "Costa", "Dietz", "Engel", "Fuchs", "Graf", "Holm", "Ivers", "Jansen")
+OWNERS = ("Kim", "Lou", "Max", "Nora", "Otto", "Pia", "Quin", "Rosa", "Sami", "Tess", "Uwe", "Vera")
+FAMILY_NAMES = ("Kern", "Lang", "Moser", "Nagy", "Ott", "Pohl", "Roth", "Sand", "Thoma", "Unger")
 GROUPS = ("family", "work", "chess")
 TITLES = (
     "Budget review", "Dentist", "Piano lesson", "Book club", "Team lunch", "Garden party",
@@ -67,6 +69,11 @@ def setting(random: Random) -> Tables:
         "made": {"all": {"count": 0}},
     }  # fmt: skip
     return tables
+
+
+def owner(random: Random) -> str:
+    """Whose apps they are: nobody of the contacts."""
+    return f"{random.choice(OWNERS)} {random.choice(FAMILY_NAMES)}"
 
 
 def _some(random: Random, of: tuple[str, ...], count: int) -> list[str]:

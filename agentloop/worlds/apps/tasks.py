@@ -1,13 +1,14 @@
 """Tasks for the apps, in scenarios of three siblings, and the reward that reads the state.
 
 In: a seed. Out: tasks that an expert's program solves (`solution`); scores of episodes. A scenario
-(one start, one family) is `heldout` or `train` as a whole, by the hash of its content, so no two
-seeds can make the splits overlap.
+(one start, one family) is `heldout` or `train` as a whole, by the hash of its owner's name, which
+every prompt begins with: no two seeds can make the splits overlap, and no prompt is in both.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Annotated
@@ -19,10 +20,10 @@ from agentloop.ports import Split, part
 from agentloop.records import AGENT_REASONS, Episode, Json, Score, Task, content_id
 from agentloop.worlds.apps.families import FAMILIES, SIBLINGS, Family
 from agentloop.worlds.apps.goals import differences
-from agentloop.worlds.apps.setting import setting
+from agentloop.worlds.apps.setting import owner, setting
 
 _HELDOUT = 3
-"""Of ten scenarios."""
+"""Of ten owners."""
 _SOURCE = "agentloop.worlds.apps.tasks:Reached"
 
 
@@ -42,10 +43,12 @@ class AppsTasks:
         seen: set[str] = set()
         random = Random(f"apps:{seed}")
         while len(tasks) < n:
-            family = chosen[len(seen) % len(chosen)]
-            made = scenario(family, random)
+            family, whose = chosen[len(seen) % len(chosen)], owner(random)
+            if split_of(whose) != split:
+                continue
+            made = scenario(family, whose, random)
             name = str(made[0].data["scenario"]) if made else ""
-            if made and name not in seen and split_of(name) == split:
+            if made and name not in seen:
                 seen.add(name)
                 tasks += made[: self.siblings]
         return tasks[:n]
@@ -62,26 +65,26 @@ def family_named(name: str) -> Family:
     return found[name]
 
 
-def split_of(scenario: str) -> Split:
-    """Which split a scenario belongs to."""
-    return "heldout" if int(scenario[-8:], 16) % 10 < _HELDOUT else "train"
+def split_of(whose: str) -> Split:
+    """Which split an owner's scenarios belong to."""
+    return "heldout" if zlib.crc32(whose.encode()) % 10 < _HELDOUT else "train"
 
 
-def scenario(family: Family, random: Random) -> list[Task]:
+def scenario(family: Family, whose: str, random: Random) -> list[Task]:
     """The sibling tasks of one start; none when it does not have enough different ones."""
     tables = setting(random)
     cases = family.cases(random, tables)
     if len(cases) < SIBLINGS:
         return []
     start: Json = json.loads(json.dumps(tables))
-    name = content_id("scenario", family.name, start)
+    name = content_id("scenario", whose, family.name, start)
     return [
         Task(
             id=content_id("apps", name, arguments, goal.as_json()),
-            prompt=family.ask.format(**arguments),
+            prompt=f"{whose} asks: {family.ask.format(**arguments)}",
             family=family.name,
             data={
-                "scenario": name, "sibling": at, "arguments": dict(arguments),
+                "owner": whose, "scenario": name, "sibling": at, "arguments": dict(arguments),
                 "start": start, "goal": goal.as_json(),
             },
         )
