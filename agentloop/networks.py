@@ -27,6 +27,19 @@ def ancestors(parents: Parents, artifact: str) -> list[str]:
     return list(nx.lexicographical_topological_sort(above))
 
 
+def descendants(parents: Parents, roots: Iterable[str]) -> list[str]:
+    """`roots` and all that descends from any of them, sorted; a circle does no harm."""
+    import networkx as nx
+
+    graph = nx.DiGraph()
+    graph.add_nodes_from(parents)
+    graph.add_edges_from((one, child) for child, above in parents.items() for one in above)
+    found = set(roots)
+    for root in list(found):
+        found |= nx.descendants(graph, root)
+    return sorted(found)
+
+
 def edges(parents: Parents, artifact: str) -> list[tuple[str, str]]:
     """(parent, child) pairs of the lineage of `artifact`, sorted."""
     import networkx as nx

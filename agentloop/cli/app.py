@@ -17,7 +17,7 @@ from agentloop.cli import (
     runs,
     schedule,
     serve,
-    skills,
+    skills_life,
     start,
     store,
 )
@@ -48,7 +48,7 @@ app.add_typer(schedule.schedule, name="schedule")
 app.add_typer(store.store, name="store")
 app.add_typer(runs.runs, name="runs")
 app.add_typer(inspect_.inspect, name="inspect")
-app.add_typer(skills.skills, name="skills")
+app.add_typer(skills_life.skills, name="skills")
 app.add_typer(content.instructions, name="instructions")
 app.add_typer(content.policies, name="policies")
 

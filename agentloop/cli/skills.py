@@ -155,10 +155,11 @@ def import_(
     home: opt.Home = None, as_json: opt.AsJson = False, dry_run: opt.DryRun = False,
 ) -> int:  # fmt: skip
     """Put the skills of another agent into quarantine; nothing in them is run."""
+    from agentloop.records import SkillStep
     from agentloop.skills.library import digest, gather
     from agentloop.skills.scan import scan
     from agentloop.store.archive import Archive
-    from agentloop.store.lives import Lives
+    from agentloop.store.lives import begin
     from agentloop.workspace import home as find_home
 
     found = gather(source, names or ())
@@ -166,7 +167,11 @@ def import_(
     mark = f"file/{digest(found)}"
     if not dry_run:
         with Archive(find_home(home)) as archive:
-            told = Lives(archive.log).begin(found, source=mark, reason=f"imported from {source}")
+            step = SkillStep(
+                skill="", state="quarantined", reason=f"imported from {source}", source=mark,
+                tainted=True,
+            )  # fmt: skip
+            told = begin(archive.log, found, step)
     advice = [len(scan(one)) for one in found]
     rows: list[Json] = [
         {"id": i or None, "name": one.name, "files": len(one.files), "new": new, "source": mark,
@@ -224,12 +229,12 @@ def _find(ref: str, home: Path | None, workspace: Path | None) -> Skill:
 
 def _logged(home: Path | None) -> list[tuple[str, str, Skill]]:
     from agentloop.records import Skill
-    from agentloop.store.lives import Lives
+    from agentloop.store.lives import states
 
     with opt.open_archive(home) as archive:
-        states = Lives(archive.log).states()
+        known = states(archive.log)
         return [
-            (name, states[name].state if name in states else "learned", skill)
+            (name, known[name].state if name in known else "learned", skill)
             for name, skill, _ in archive.artifacts(Skill)
         ]
 

@@ -60,7 +60,7 @@ from agentloop.records.rollouts import (
     attempt_of,
     order_id,
 )
-from agentloop.records.skill_life import SkillState, SkillStep
+from agentloop.records.skill_life import SkillState, SkillStep, SkillTests
 
 __all__ = [
     "AGENT_REASONS",
@@ -96,6 +96,7 @@ __all__ = [
     "Skill",
     "SkillState",
     "SkillStep",
+    "SkillTests",
     "Task",
     "ToolCall",
     "ToolResult",

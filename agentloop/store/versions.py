@@ -6,11 +6,13 @@ package uses is `store.archive.Archive`.
 
 from __future__ import annotations
 
-from typing import Any, overload
+from collections.abc import Mapping, Sequence
+from typing import Any, cast, overload
 
 from agentloop.errors import StoreError, UnknownName, UsageError
 from agentloop.records import Artifact, Bundle, Json, artifact_id, kind_of
 from agentloop.store.artifacts import KINDS, A, Pointer, artifact_of, find
+from agentloop.store.lives import states
 from agentloop.store.log import Log
 from agentloop.store.query import Draft, Entry, Fences, Query
 from agentloop.trajectories.codec import from_json, to_json
@@ -104,11 +106,13 @@ class Versions:
             known = {key.rpartition("#")[0] for key in self.log.keys("alias")}
             raise UnknownName("alias", name, known)
         stack: list[str] = []
+        refused = self._withheld()
         for pointer in history:
             if pointer.back and pointer.bundle in stack:
                 del stack[stack.index(pointer.bundle) + 1 :]
             elif not stack or stack[-1] != pointer.bundle:
                 stack.append(pointer.bundle)
+        stack = [one for one in stack[:-1] if not self._holds(one, refused)] + stack[-1:]
         if len(stack) < 2:
             raise UsageError(
                 f"`{name}` had no bundle before {stack[-1]}; see: agentloop inspect bundles"
@@ -118,7 +122,9 @@ class Versions:
     def move(self, *drafts: Draft, fence: Fences | None = None) -> None:
         """Append moves of aliases (`following`), and rows that belong to them, in one write. The
         number in a key makes it compare-and-append: of two processes that move an alias from the
-        same state, one is told that it lost, by a `StoreError`."""
+        same state, one is told that it lost, by a `StoreError`. Raises `UsageError` for a bundle
+        with a skill that may not be given to agents."""
+        self._check(drafts)
         self.log.append(drafts, fence=fence)
         for draft in drafts:
             entry = self.log.get(draft.kind, draft.key)
@@ -127,6 +133,31 @@ class Versions:
                     f"`{draft.key.rpartition('#')[0]}` was moved by another process meanwhile; "
                     "look at it and try again"
                 )
+
+    def _check(self, drafts: tuple[Draft, ...]) -> None:
+        made: dict[str, Any] = {one.key: one.body for one in drafts if one.kind == "bundle"}
+        aimed = [cast(dict[str, Any], one.body) for one in drafts if one.kind == "alias"]
+        targets = [one["bundle"] for one in aimed if not one.get("over")]
+        withheld = self._withheld() if targets else {}
+        for target in targets:
+            skills = made[target].get("skills", ()) if target in made else None
+            for name in self._holds(target, withheld, skills):
+                raise UsageError(
+                    f"{target} holds {name}, which is {withheld[name]}; it may not be served"
+                )
+
+    def _withheld(self) -> dict[str, str]:
+        """Versions of skills that no agent may be given, and their states."""
+        found = states(self.log).items()
+        return {name: step.state for name, step in found if step.state != "promoted"}
+
+    def _holds(
+        self, bundle: str, names: Mapping[str, str], skills: Sequence[str] | None = None
+    ) -> list[str]:
+        if names and skills is None:
+            entry = self.log.get("bundle", bundle)
+            skills = () if entry is None else cast(dict[str, Any], entry.body).get("skills", ())
+        return [one for one in skills or () if one in names]
 
     def _find(self, name: str, kind: type[Any] | None) -> Entry:
         return find(self.log, name, (kind.__name__.lower(),) if kind else tuple(KINDS))

@@ -10,7 +10,7 @@ from hostile_archives import DOCUMENT, KINDS
 from agentloop.cli import run
 from agentloop.records import Skill
 from agentloop.store.archive import Archive
-from agentloop.store.lives import Lives
+from agentloop.store.lives import states
 
 Data = Callable[..., Any]
 Refused = Callable[..., str]
@@ -43,7 +43,7 @@ def test_import_quarantines_and_export_gives_the_same_back(
     assert [(one["name"], one["new"]) for one in again["skills"]] == [("circles", False)]
     id = told["skills"][1]["id"]
     with Archive(home) as archive:
-        step = Lives(archive.log).states()[id]
+        step = states(archive.log)[id]
         assert (step.state, step.tainted) == ("quarantined", True)
         assert step.source.startswith("file/") and str(theirs) in step.reason
         assert archive.get(id, Skill).files["scripts/area.py"] == SCRIPT

@@ -1,0 +1,152 @@
+"""Commands on the life of skills: test, promote, retire, revoke.
+
+Goes in: a version or a source. Comes out: what was decided. Only a sandbox runs anything of a
+skill, and only a person vouches for what came from elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agentloop.cli import options as opt
+from agentloop.cli import show
+from agentloop.cli.skills import skills
+from agentloop.errors import UsageError
+
+if TYPE_CHECKING:
+    from agentloop.records import Json, SkillTests
+    from agentloop.store.archive import Archive
+    from agentloop.store.review import Withdrawn
+
+__all__ = ["skills"]
+Id = Annotated[str, typer.Argument(help="A skill's id.")]
+Why = Annotated[str, typer.Option("--reason", help="Kept with the decision.")]
+
+
+@skills.command(short_help="Run a skill's examples and cases in a sandbox.")
+def test(
+    id: Id,
+    sandbox: Annotated[str, typer.Option("--sandbox", help="A folder of sandboxes/.")] = "monty",
+    home: opt.Home = None, workspace: opt.Space = None, as_json: opt.AsJson = False,
+) -> int:  # fmt: skip
+    """Run a skill's worked examples and the cases beside its functions; 1 when one fails."""
+    from agentloop.records import Skill
+    from agentloop.store import lives, review
+
+    with opt.open_archive(home) as archive:
+        name = archive.id(id, Skill)
+        step = lives.states(archive.log).get(name)
+        found = asyncio.run(_tested(archive, name, sandbox, workspace))
+        if step is not None and step.state != "revoked":
+            told = f"{found.run - found.failed} of {found.run} passed in {sandbox}"
+            review.decide(archive, replace(step, tests=found, reason=f"tested: {told}"))
+    good = not found.failed and not found.problems
+    if as_json:
+        opt.print_json({"id": name, "ok": good, **asdict(found)})
+        return 0 if good else 1
+    passed = found.run - found.failed
+    show.tell(f"{passed} of {found.run} passed in {sandbox}", style="green" if good else "bold red")
+    for problem in found.problems:
+        show.tell(f"  {problem}")
+    return 0 if good else 1
+
+
+@skills.command(short_help="Let a tested skill be given to agents.")
+def promote(
+    id: Id,
+    reviewed_by: Annotated[
+        str, typer.Option("--reviewed-by", help="You read it all and vouch for it.")
+    ] = "",
+    reason: Why = "promoted by a person",
+    home: opt.Home = None, as_json: opt.AsJson = False, dry_run: opt.DryRun = False,
+) -> int:  # fmt: skip
+    """Let a tested skill be given to agents: of use on held-out tasks, or vouched for by you."""
+    from agentloop.records import Skill
+    from agentloop.store import review
+
+    with opt.open_archive(home) as archive:
+        name = archive.id(id, Skill)
+        step = review.promote(archive, name, reason=reason, reviewed=reviewed_by, dry=dry_run)
+    if as_json:
+        opt.print_json({**asdict(step), "done": not dry_run})
+    else:
+        show.tell(f"{'would be' if dry_run else 'is'} promoted: {name}", style="bold")
+    return 0
+
+
+@skills.command()
+def retire(
+    id: Id, reason: Why = "retired by a person",
+    home: opt.Home = None, as_json: opt.AsJson = False, dry_run: opt.DryRun = False,
+) -> int:  # fmt: skip
+    """Take a skill out of what is served; it may be promoted again."""
+    from agentloop.records import Skill
+    from agentloop.store import review
+
+    with opt.open_archive(home) as archive:
+        gone = review.retire(archive, archive.id(id, Skill), reason=reason, dry=dry_run)
+    return _told(gone, "retired", as_json, dry_run)
+
+
+@skills.command(short_help="Take away all that came of a source, for good.")
+def revoke(
+    source: Annotated[str, typer.Option("--source", help="file/SHA, run/ID, an episode, a skill.")],
+    reason: Why = "revoked by a person",
+    home: opt.Home = None, as_json: opt.AsJson = False, dry_run: opt.DryRun = False,
+) -> int:  # fmt: skip
+    """Take away, in one transaction and for good, all skills from a source and all made of them."""
+    from agentloop.store import review
+
+    with opt.open_archive(home) as archive:
+        gone = review.revoke(archive, source, reason=reason, dry=dry_run)
+    return _told(gone, "revoked", as_json, dry_run)
+
+
+def _told(gone: Withdrawn, state: str, as_json: bool, dry_run: bool) -> int:
+    if as_json:
+        opt.print_json({**asdict(gone), "done": not dry_run})
+        return 0
+    verb = f"would be {state}" if dry_run else state
+    for name in gone.skills:
+        show.tell(f"{verb}: {name}")
+    for alias in gone.aliases:
+        show.tell(f"{alias} {'would serve' if dry_run else 'serves'} without them", style="bold")
+    if not gone.skills and not gone.aliases:
+        show.tell(f"nothing is left to be {state}")
+    return 0
+
+
+async def _tested(archive: Archive, name: str, sandbox: str, workspace: Path | None) -> SkillTests:
+    from functools import partial
+
+    from agentloop.lanes.skills import run_tool
+    from agentloop.records import Skill, Task
+    from agentloop.rewards.split import grade, hidden_tests
+    from agentloop.sandboxes.profile import open_sandbox
+    from agentloop.skills.trial import trial
+    from agentloop.store.lives import states
+    from agentloop.workspace import Workspace
+
+    promoted = {one for one, step in states(archive.log).items() if step.state == "promoted"}
+    library = {one: archive.get(one, Skill) for one in sorted({*promoted, name})}
+    opened = open_sandbox(sandbox, Workspace.find(workspace))
+
+    async def graded(code: str, tests: dict[str, Json]) -> str:
+        try:
+            hidden = hidden_tests(Task(id=name, prompt="", data={"tests": tests}))
+        except UsageError as error:
+            return str(error)
+        outcome = await grade(opened, code, hidden)
+        return "" if outcome.passed else outcome.why
+
+    try:
+        return await trial(
+            name, library, sandbox=sandbox, run_code=partial(run_tool, opened), grade=graded
+        )
+    finally:
+        await opened.close()
