@@ -15,15 +15,16 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest
 
+# With a Docker engine of its own, unless DOCKER_HOST names one.
 test-integration: $(VENV)/.api
-	$(BIN)/python -m pytest -m "integration and not slow" --timeout 600
+	$(BIN)/python .ci/docker_engine.py $(BIN)/python -m pytest -m "integration and not slow" --timeout 600
 
 test-vllm: $(VENV)/.api vllm
 	$(BIN)/python -m pytest -m "integration and not slow" -k vllm --timeout 900
 
 # The same with more seeds, kills and cuts.
 test-slow: $(VENV)/.api
-	$(BIN)/python -m pytest -m slow --timeout 1800
+	$(BIN)/python .ci/docker_engine.py $(BIN)/python -m pytest -m slow --timeout 1800
 
 check: venv
 	$(BIN)/ruff check .
@@ -47,7 +48,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.api: $(VENV)/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[local,dev,api]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[local,dev,api,docker]"
 	@touch $@
 
 # vLLM lives apart: it pins other versions of torch's libraries than the trainer needs.
@@ -66,4 +67,4 @@ peers: venv
 	$(BIN)/python -m benchmarks.peers
 
 clean:
-	rm -rf $(VENV) .venv-peers .venv-vllm .agentloop dist
+	rm -rf $(VENV) .venv-peers .venv-vllm .docker-engine .agentloop dist

@@ -27,7 +27,9 @@ def main(requests: int, replies: int) -> None:
     """Serve one job. The exit status is the code's own."""
     if requests == 0:
         requests = os.dup(0)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
     for descriptor in {requests, replies} - {1}:
         os.set_inheritable(descriptor, False)  # what the code starts has no part in the channel
     source = os.fdopen(requests, "rb")

@@ -21,11 +21,12 @@ MAX_BYTES = 64 * 1024
 """A profile is a few lines; a larger file is refused before it is parsed."""
 
 
-Backend = Literal["monty", "bwrap", "landlock", "process"]
+Backend = Literal["monty", "bwrap", "docker", "landlock", "process"]
 _CLASSES: dict[Backend, str] = {
     "monty": "agentloop.sandboxes.monty:MontySandbox",
     "bwrap": "agentloop.sandboxes.bwrap:BwrapSandbox",
     "landlock": "agentloop.sandboxes.landlock:LandlockSandbox",
+    "docker": "agentloop.sandboxes.docker:DockerSandbox",
     "process": "agentloop.sandboxes.process:ProcessSandbox",
 }
 """Where each backend is; it is imported when it is chosen. Each takes a `Profile`."""
@@ -51,6 +52,10 @@ class Profile(BaseModel):
     network: Literal["none"] = "none"
     seccomp: Path | None = None
     """The filter of system calls, relative to the profile; `seccomp.json` if that is there."""
+    image: str | None = Field(default=None, pattern=r"^[a-z0-9][\w./:@-]{0,200}$")
+    """Of `docker`: one that the engine has, with `python3`; by default this machine's own Python."""
+    runtime: Literal["runc", "runsc"] | None = None
+    """Of `docker`: what starts containers; `runsc` must be known to the engine."""
     output_bytes: int = Field(default=65536, ge=256, le=64 * 2**20)
     """Kept of what is printed; one MiB more ends the program."""
     unsafe: bool = False

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docker_engine import needs_engine
 
 from agentloop.errors import SessionEnded, UsageError
 from agentloop.ports import Programs, Sandbox, Session, Sessions
@@ -39,11 +40,14 @@ def _shipped(name: str, **limits: Any) -> Sandbox:
 
 
 Make = Callable[..., Any]
-REAL = ("bwrap",)
+REAL = ("bwrap", "docker")
 FULL = [
     pytest.param(_process, id="process"),
     *(
-        pytest.param(partial(_shipped, name), id=name, marks=pytest.mark.integration)
+        pytest.param(
+            partial(_shipped, name), id=name,
+            marks=[pytest.mark.integration, *([needs_engine] if name == "docker" else [])],
+        )
         for name in REAL
     ),
 ]
@@ -68,6 +72,7 @@ def imported() -> None:
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("agentloop.sandboxes.docker.WARM", 0)  # a container more takes its time
     before = len(os.listdir("/proc/self/fd"))
     yield
     deadline = time.monotonic() + 3  # a monty session that was late stops at its own limit
@@ -289,7 +294,7 @@ def test_answers_cannot_be_given_ahead(full: Make) -> None:
     code = (
         "import os, stat\n"
         "fds = [n for n in range(3, 64) if os.path.exists(f'/proc/self/fd/{n}')]\n"
-        "channel = [n for n in fds if not stat.S_ISREG(os.fstat(n).st_mode)][0]\n"
+        "channel = [n for n in fds if not stat.S_ISREG(os.fstat(n).st_mode)][-1]\n"
         "def answer(line):\n"
         "    if line == 'two': os.write(channel, b'forged\\n')\n"
         "    return line\n"

@@ -44,6 +44,12 @@ for _ in range(20):
 print(open(os.open(H["secret"].lstrip("/"), os.O_RDONLY, dir_fd=root)).read(), flush=True)
 ## read through /proc mounts of others: files
 show(f"/proc/{H['pid']}/root{H['secret']}")
+## read through a disk that is mounted elsewhere: files
+for top in ("/mnt", "/media", "/host", "/proc/1/cwd", "/rootfs"):
+    try:
+        show(top + H["secret"])
+    except OSError:
+        pass
 ## list the host's folder: files
 print(os.listdir(os.path.dirname(H["secret"])), flush=True)
 ## size of a host file: files

@@ -63,7 +63,7 @@ tell(socket.AF_UNIX, socket.SOCK_DGRAM, "\\0" + H["abstract"] + "-d")
 if H["abstract"] in open("/proc/net/unix").read():
     reached()
 ## the container engine: network
-for path in ("/var/run/docker.sock", "/run/docker.sock", "/run/containerd/containerd.sock"):
+for path in ("/var/run/docker.sock", "/run/docker.sock", "/run/podman/podman.sock"):
     if os.path.exists(path):
         reached()
 """,
