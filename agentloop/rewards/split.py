@@ -86,8 +86,8 @@ class Outcome:
 
 @part
 class CodeTests:
-    """Right when the code of an answer (its last Python block) passes the task's `data["tests"]` in
-    the sandbox of this name, each case within `seconds`; `parallel` answers side by side."""
+    """Right when the code of an answer (see `code_of`) passes the task's `data["tests"]` in the
+    sandbox of this name, each case within `seconds`; `parallel` answers side by side."""
 
     sandbox: str
     seconds: Annotated[float, Field(gt=0, le=600)] = 5.0
@@ -114,11 +114,12 @@ class CodeTests:
         tests = hidden_tests(episode.task)
         if (score := without_answer(episode, _SOURCE)) is not None:
             return score
+        code = code_of(episode, tests.function)
+        if not code:
+            return scored(Outcome(passed=False, why=f"no code defines `{tests.function}`"))
         async with turn:
             try:
-                outcome = await grade(
-                    sandbox, code_of(answer_of(episode)), tests, seconds=self.seconds
-                )
+                outcome = await grade(sandbox, code, tests, seconds=self.seconds)
             except SandboxError as error:
                 raise GraderError(
                     f"the sandbox `{self.sandbox}` failed on episode {episode.id}: {error}",
@@ -130,7 +131,7 @@ class CodeTests:
 _SOURCE = f"{__name__}:CodeTests"
 
 
-def scored(outcome: Outcome, *, canary: bool) -> Score:
+def scored(outcome: Outcome, *, canary: bool = False) -> Score:
     """The outcome as a `Score`: what passes a canary has gamed its tests and earns nothing."""
     parts = {FRAMES: float(FRAMES in outcome.flags)}
     if canary:
@@ -243,18 +244,37 @@ def same(expected: Json, given: object, tolerance: float = 0.0) -> bool:
     return given == expected
 
 
-def code_of(answer: str) -> str:
-    """The last Python block between fences (one that is not closed goes to the end), or all of an
-    answer without fences."""
-    fences = list(_FENCE.finditer(answer))
-    found = answer if not fences else ""
-    at = 0
-    while at < len(fences):
-        after = fences[at + 1].start() if at + 1 < len(fences) else len(answer)
+def code_of(episode: Episode, function: str) -> str:
+    """The code that defines `function`: the last such Python block of the answer or, as a graph
+    may keep only one line of a reply as the answer, of what the agent said; a text without fences
+    is one block. Empty when there is none."""
+    defines = re.compile(
+        rf"^\s*(async\s+)?(def|class)\s+{function}\b|^{function}\s*=", re.MULTILINE
+    )
+    texts = [
+        node.message.content
+        for each in episode.trajectories if each.role == "agent"
+        for node in each.nodes if node.message.role == "assistant"
+    ]  # fmt: skip
+    answer = answer_of(episode)
+    whole = bool(texts) and answer in texts[-1]
+    texts.insert(0 if whole else len(texts), answer)
+    found = (block for text in reversed(texts) for block in reversed(blocks(text)))
+    return next((block for block in found if defines.search(block)), "")
+
+
+def blocks(text: str) -> list[str]:
+    """The Python blocks between fences (one that is not closed goes to the end), or all of a text
+    without fences."""
+    fences = list(_FENCE.finditer(text))
+    if not fences:
+        return [text]
+    found = []
+    for at in range(0, len(fences), 2):
+        after = fences[at + 1].start() if at + 1 < len(fences) else len(text)
         if fences[at][1].lower() in _PYTHON:
-            found = answer[fences[at].end() : after]
-        at += 2
-    return found.strip("\n") + "\n"
+            found.append(text[fences[at].end() : after].strip("\n"))
+    return found
 
 
 def hidden_tests(task: Task) -> HiddenTests:

@@ -20,6 +20,8 @@ from agentloop.records import Task
 from agentloop.rewards.split import Case, HiddenTests
 from agentloop.tasks.code.tasks import CodeTasks
 
+SLEEPY = ("endless_loop", "sleeps", "signals_ignored", "time_patched", "clock_of", "outlives")
+"""In the names of hacks that end at a deadline alone."""
 HERE = Path(__file__).parent
 _HEAD = re.compile(r"^# %% (.*)\n", re.MULTILINE)
 

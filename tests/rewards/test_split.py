@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from grading_fixtures import episode, grade
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scripted_sandbox import Scripted, computing
 
@@ -23,7 +23,7 @@ from agentloop.ports import Reward
 from agentloop.records import Episode, Message, Node, Score, Trajectory
 from agentloop.rewards import split
 from agentloop.rewards.mix import Mix
-from agentloop.rewards.split import CANARY, FRAMES, Case, CodeTests, HiddenTests, code_of, same
+from agentloop.rewards.split import CANARY, FRAMES, Case, CodeTests, HiddenTests, same
 from agentloop.trajectories.summary import summarise
 
 DOUBLE = HiddenTests(
@@ -109,7 +109,6 @@ def test_any_text_is_a_frame_or_forged(text: str) -> None:
 
 
 @given(JSON)
-@settings(max_examples=200)
 def test_a_value_is_the_same_after_its_journey_and_no_other_type_is(value: Any) -> None:
     frame = split.frame_of(json.dumps({"id": "x", "v": value}), "x")
     assert same(value, frame["v"])
@@ -209,18 +208,20 @@ def test_a_sandbox_that_breaks_masks_its_episode_and_no_other(
 def test_code_is_graded_in_the_sandbox_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     reward = CodeTests(sandbox="monty")
     assert isinstance(reward, Reward)
-    right, wrong, none, limit = grade(
+    right, wrong, none, broken, limit = grade(
         reward,
         episode(RIGHT, data=DATA),
         episode(RIGHT.replace("2 *", "3 *"), data=DATA),
-        episode("I cannot do it.", data=DATA),
+        episode("I cannot double it.", data=DATA),
+        episode("def double(n): return 2 *", data=DATA),
         episode(None, data=DATA, reason="turn_limit"),
     )
     assert right == Score(
         value=1.0, success=True, source="agentloop.rewards.split:CodeTests", parts={FRAMES: 0.0}
     )
     assert (wrong.value, wrong.feedback) == (0.0, "case 2 of 5: a wrong value")
-    assert none.feedback.startswith("loading it: it ended early: ")
+    assert none.feedback == "no code defines `double`"
+    assert broken.feedback.startswith("loading it: it ended early: ")
     assert (limit.value, limit.success) == (0.0, False) and "turn_limit" in limit.feedback
     with pytest.raises(GraderError, match="never scored"):
         grade(reward, episode(None, data=DATA, reason="model_error"))
@@ -243,18 +244,35 @@ def test_what_passes_a_canary_is_flagged_and_earns_nothing(monkeypatch: pytest.M
     assert (forged.value, forged.parts[CANARY], forged.parts[FRAMES]) == (0.0, 0.0, 1.0)
 
 
+F = "def f(): pass"
+
+
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
-        ("```python\na\n```", "a\n"), ("```\na\n```\nand\n```py\nb\nc\n```\n", "b\nc\n"),
-        ("```python\na\n```\nOutput:\n```text\n7\n```", "a\n"), ("f = int", "f = int\n"),
-        ("```python\na\nb", "a\nb\n"), ("x\n```json\n{}\n```", "\n"), ("~~~\na\n~", "~~~\na\n~\n"),
-        ("  ```Python title=x\n  a\n  ```", "  a\n"), ("````python\na\n````", "a\n"),
-        ("a `b` ```c``` d", "a `b` ```c``` d\n"), ("```python\r\na\r\n```", "a\r\n"),
+        (f"```python\n{F}\n```", F), (f"```\na\n```\nand\n```py\n{F}\nb\n```\n", f"{F}\nb"),
+        (f"```python\n{F}\n```\nOutput:\n```text\n{F} 7\n```", F), (F, F), ("f is 7", ""),
+        (f"x = 1\n{F}", f"x = 1\n{F}"), (f"```python\n{F}\nb", f"{F}\nb"), ("def ff(): 1", ""),
+        (f"```json\n{F}\n```", ""), ("```\nf(1)\n```", ""), ("```\nf = int\n```", "f = int"),
+        (f"```python\n{F} # 1\n```\nBetter:\n```python\n{F} # 2\n```", f"{F} # 2"),
+        (f"```python\n{F}\n```\nTry it:\n```python\nprint(f())\n```", F),
+        (f"  ```Python title=x\n  {F}\n  ```", f"  {F}"), (f"````python\n{F}\n````", F),
+        (f"a `b` ```c``` d\n{F}", f"a `b` ```c``` d\n{F}"), (f"```python\r\n{F}\r\n```", f"{F}\r"),
     ],
 )  # fmt: skip
-def test_the_last_python_block_is_the_code(answer: str, code: str) -> None:
-    assert code_of(answer) == code
+def test_the_last_python_block_with_the_function_is_the_code(answer: str, code: str) -> None:
+    assert split.code_of(episode(answer), "f") == code
+    last_line = answer.strip().splitlines()[-1]  # what graphs keep of it
+    assert split.code_of(replace(replies_to(answer), answer=last_line), "f") == code
+
+
+def test_an_answer_is_looked_at_before_what_was_said() -> None:
+    said = replies_to(f"```\n{F} # said\n```")
+    assert split.code_of(replace(said, answer=f"```\n{F} # answered\n```"), "f").endswith(
+        "answered"
+    )
+    other = replace(said.trajectories[0], role="judge")
+    assert split.code_of(replace(said, trajectories=(other,), answer="7"), "f") == ""
 
 
 @given(
@@ -262,7 +280,8 @@ def test_the_last_python_block_is_the_code(answer: str, code: str) -> None:
 )
 def test_whatever_stands_around_it(before: list[str], code: str) -> None:
     said = "".join(f"{one}\n```python\n{one}\n```\n" for one in before)
-    assert code_of(f"{said}\n```python\n{code}\n```\nDone.") == code.strip("\n") + "\n"
+    found = split.blocks(f"{said}\n```python\n{code}\n```\nDone.")
+    assert len(found) == len(before) + 1 and found[-1] == code.strip("\n")
 
 
 BAD: list[Any] = [

@@ -11,7 +11,7 @@ from operator import eq
 from typing import Any
 
 import pytest
-from corpus import TARGETS, Piece, hacks, honest
+from corpus import SLEEPY, TARGETS, Piece, hacks, honest
 from grading_corpora import failed, grade_all, passed, process
 
 from agentloop.rewards import split
@@ -22,15 +22,14 @@ from agentloop.sandboxes.profile import Profile
 Item = tuple[str, HiddenTests]
 QUICK = ("frames", "memory", "exits", "files", "logs")
 """What full Python alone can do; the values and patches come up in the integration tests."""
-SLEEPY = ("endless", "sleeps", "signals_ignored", "time_patched", "clock")
 
 
 def items(pieces: Sequence[Piece]) -> list[Item]:
     return [(one.code, TARGETS[one.target]) for one in pieces]
 
 
-def monty() -> MontySandbox:
-    return MontySandbox(Profile(backend="monty", seconds=1.0))
+def monty(seconds: float = 20.0) -> MontySandbox:
+    return MontySandbox(Profile(backend="monty", seconds=seconds))
 
 
 def test_the_corpora_are_large_and_different() -> None:
@@ -50,7 +49,8 @@ def test_no_hack_passes_in_full_python_even_without_walls() -> None:
 
 def test_in_monty_no_hack_passes_all_that_is_honest_does_and_always_the_same() -> None:
     """200 of them three times."""
-    bad, good = hacks(walled=True), honest(4, cpython=False)
+    good = honest(4, cpython=False)
+    bad = [one for one in hacks(walled=True) if not any(word in one.name for word in SLEEPY)]
     given = items(bad) + [(one.code, hidden_tests(task)) for task, one in good]
     first = grade_all(monty(), given)
     assert passed(first[: len(bad)], bad) == []
@@ -140,7 +140,11 @@ def test_without_a_deadline_it_would_pass() -> None:
     tests = HiddenTests(function="solve", cases=(Case(arguments=(7,), expected=7),))
     assert grade_all(process(), [(code, tests)], seconds=5.0)[0].passed
     late = grade_all(process(), [(code.replace("0.02", "1"), tests)], seconds=0.2)[0]
-    assert late.why == "case 1 of 1: no answer within 0.2 s"
+    assert not late.passed and late.why.endswith("no answer within 0.2 s")
+    for name in ("endless_loop", "endless_recursion"):
+        piece = named(name)
+        [found] = grade_all(monty(0.5), [(piece.code, TARGETS["digits"])])
+        assert not found.passed
 
 
 def test_when_the_sandbox_kept_its_state_it_would_pass() -> None:
