@@ -32,7 +32,7 @@ from agentloop.workspace import Workspace
 CANARY = f"{FLAG}canary"
 """It passed tests that contradict their statement; only on tasks marked `canary`."""
 FRAMES = f"{FLAG}frames"
-"""It sent lines that its grader's worker never sends."""
+"""It answered in a form, or under an id, that the worker inside never does."""
 RAISES = ("ValueError", "TypeError", "LookupError", "KeyError", "IndexError", "ArithmeticError")
 """Errors that a test may expect (subclasses count)."""
 LINE = 60_000
