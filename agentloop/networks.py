@@ -40,6 +40,16 @@ def descendants(parents: Parents, roots: Iterable[str]) -> list[str]:
     return sorted(found)
 
 
+def components(nodes: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """What hangs together, each part sorted, the largest first."""
+    import networkx as nx
+
+    graph = nx.Graph(list(pairs))
+    graph.add_nodes_from(nodes)
+    parts = [sorted(part) for part in nx.connected_components(graph)]
+    return sorted(parts, key=lambda part: (-len(part), part))
+
+
 def edges(parents: Parents, artifact: str) -> list[tuple[str, str]]:
     """(parent, child) pairs of the lineage of `artifact`, sorted."""
     import networkx as nx

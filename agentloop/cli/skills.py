@@ -16,7 +16,7 @@ from agentloop.cli import show
 from agentloop.errors import UsageError
 
 if TYPE_CHECKING:
-    from agentloop.records import Json, Skill
+    from agentloop.records import Json, Skill, SkillStep
 
 skills = typer.Typer(help="The skill library.", no_args_is_help=True)
 Ref = Annotated[
@@ -24,11 +24,17 @@ Ref = Annotated[
 ]
 
 
-@skills.command("list")
+@skills.command("list", short_help="Curated skills, and versions with their state.")
 def list_(
     like: Annotated[
         str | None, typer.Option("--like", help="The ten nearest to this, by words and meaning.")
     ] = None,
+    usage: Annotated[
+        bool, typer.Option("--usage", help="How often each was given, and solved with.")
+    ] = False,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Only those that say the same as another.")
+    ] = False,
     home: opt.Home = None, workspace: opt.Space = None, as_json: opt.AsJson = False,
 ) -> int:  # fmt: skip
     """Curated skills, and the versions in the log with their state."""
@@ -36,20 +42,34 @@ def list_(
     from agentloop.workspace import Workspace, home_path
 
     rows = [("", "curated", one) for one in curated(Workspace.find(workspace))]
+    used: dict[str, tuple[int, int]] = {}
     if (home_path(home) / "log.db").is_file():
-        rows += _logged(home)
+        found, used = _logged(home, usage)
+        rows += found
+    if duplicates:
+        rows = _alike(rows)
     if like is not None:
         rows = _nearest(rows, like)
     if as_json:
         opt.print_json([
             {"id": i or None, "state": state, "name": one.name, "description": one.description,
-             "files": len(one.files), "evidence": len(one.evidence)}
+             "files": len(one.files), "evidence": len(one.evidence),
+             **(dict(zip(("given", "solved"), used.get(i, (0, 0)), strict=True)) if usage else {})}
             for i, state, one in rows
         ])  # fmt: skip
         return 0
-    columns = ["id", "state", "name", "files", "from", "description"]
+    columns = [
+        "id",
+        "state",
+        "name",
+        "files",
+        "from",
+        *(["solved"] if usage else []),
+        "description",
+    ]
     show.console().print(show.table("skills", columns, [
         (show.short(i) if i else "–", state, one.name, len(one.files), len(one.evidence),
+         *(["{1} of {0}".format(*used.get(i, (0, 0)))] if usage else []),
          show.line(one.description, 100))
         for i, state, one in rows
     ]))  # fmt: skip
@@ -68,9 +88,11 @@ def show_(
 
     skill = _find(ref, home, workspace)
     offered, wrong, advice = functions(skill), problems(skill), scan(skill)
+    life, lineage = _life(skill, home)
     if as_json:
         opt.print_json({
-            **asdict(skill), "functions": [asdict(one) for one in offered], "problems": wrong,
+            **asdict(skill), "life": [asdict(one) for one in life], "problems": wrong,
+            "functions": [asdict(one) for one in offered],
             "advice": [asdict(one) for one in advice],
         })  # fmt: skip
         return 0
@@ -82,6 +104,10 @@ def show_(
         show.console().print(show.pairs((one.signature, one.doc) for one in offered))
     for problem in wrong:
         show.tell(f"✗ {problem}", style="red")
+    if lineage:
+        show.console().print(show.clean(lineage))
+    if life:
+        show.console().print(show.pairs((one.state, one.reason) for one in life))
     if advice:
         rows = [(f"{one.path}:{one.line}", one.kind, one.detail) for one in advice]
         title = "advice: look at these before you trust it"
@@ -227,16 +253,44 @@ def _find(ref: str, home: Path | None, workspace: Path | None) -> Skill:
         return archive.get(ref, Skill)
 
 
-def _logged(home: Path | None) -> list[tuple[str, str, Skill]]:
+def _logged(
+    home: Path | None, usage: bool
+) -> tuple[list[tuple[str, str, Skill]], dict[str, tuple[int, int]]]:
     from agentloop.records import Skill
-    from agentloop.store.lives import states
+    from agentloop.store import lives
 
     with opt.open_archive(home) as archive:
-        known = states(archive.log)
-        return [
-            (name, known[name].state if name in known else "learned", skill)
+        known = lives.states(archive.log)
+        rows = [
+            (name, str(known[name].state) if name in known else "learned", skill)
             for name, skill, _ in archive.artifacts(Skill)
         ]
+        return rows, lives.usage(archive.log) if usage else {}
+
+
+def _life(skill: Skill, home: Path | None) -> tuple[list[SkillStep], str]:
+    """The decisions about a version and the tree of its parents, where a log has it."""
+    from agentloop.networks import tree
+    from agentloop.records import Skill, artifact_id
+    from agentloop.store import lives
+    from agentloop.workspace import home_path
+
+    name = artifact_id(skill)
+    if not (home_path(home) / "log.db").is_file():
+        return [], ""
+    with opt.open_archive(home) as archive:
+        parents = {one: tuple(known.parents) for one, known, _ in archive.artifacts(Skill)}
+        lineage = tree(parents, name) if parents.get(name) else ""
+        return lives.history(archive.log, name), lineage
+
+
+def _alike(rows: list[tuple[str, str, Skill]]) -> list[tuple[str, str, Skill]]:
+    from agentloop.skills.kinship import duplicates
+    from agentloop.store.embed import WordLlamaEmbedder
+
+    library = {str(at): row[2] for at, row in enumerate(rows) if row[1] != "revoked"}
+    found = duplicates(library, WordLlamaEmbedder())
+    return [rows[int(at)] for cluster in found for at in cluster]
 
 
 def _nearest(rows: list[tuple[str, str, Skill]], text: str) -> list[tuple[str, str, Skill]]:

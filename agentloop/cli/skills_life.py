@@ -1,4 +1,4 @@
-"""Commands on the life of skills: test, promote, retire, revoke.
+"""Commands on the life of skills: learn, test, promote, retire, revoke, merge.
 
 Goes in: a version or a source. Comes out: what was decided. Only a sandbox runs anything of a
 skill, and only a person vouches for what came from elsewhere.
@@ -26,6 +26,74 @@ if TYPE_CHECKING:
 __all__ = ["skills"]
 Id = Annotated[str, typer.Argument(help="A skill's id.")]
 Why = Annotated[str, typer.Option("--reason", help="Kept with the decision.")]
+
+
+@skills.command(short_help="Make skills from a run's successes.")
+def learn(
+    run: Annotated[str, typer.Argument(help="A run's or cycle's id.")],
+    home: opt.Home = None, as_json: opt.AsJson = False, dry_run: opt.DryRun = False,
+) -> int:  # fmt: skip
+    """Make a skill from each kind of task that a run solved twice or more, into quarantine."""
+    from agentloop.records import Skill
+    from agentloop.skills.induce import cluster, induce
+    from agentloop.store.embed import WordLlamaEmbedder
+    from agentloop.store.lives import begin, origin, states
+    from agentloop.store.query import Query
+
+    with opt.open_archive(home) as archive:
+        solved = archive.episodes(Query(run=run, success=True))
+        if not solved:
+            raise UsageError(f"`{run}` has no solved rollouts; see: agentloop runs list")
+        groups = cluster(solved, WordLlamaEmbedder())
+        known = states(archive.log)
+        library = {
+            one: archive.get(one, Skill) for one, step in known.items() if step.state == "promoted"
+        }
+        made: list[Skill] = []
+        for group in groups:
+            others = [one for other in groups if other is not group for one in other]
+            names = [one.name for one in made]
+            skill = induce(group, others=others, taken=names, library=library)
+            made += [] if skill is None else [skill]
+        told = [] if dry_run else [
+            one for skill in made for one in begin(archive.log, [skill], origin(archive.log, skill))
+        ]  # fmt: skip
+    rows = [
+        {"id": told[at][0] if told else None, "name": one.name, "evidence": len(one.evidence)}
+        for at, one in enumerate(made)
+    ]
+    if as_json:
+        opt.print_json({"skills": rows, "done": not dry_run})
+        return 0
+    for row in rows:
+        verb = "would learn" if dry_run else "quarantined"
+        show.tell(f"{verb}: {row['name']} from {row['evidence']} episodes {row['id'] or ''}")
+    if not rows:
+        show.tell("no kind of task was solved twice")
+    return 0
+
+
+@skills.command(short_help="Make one skill of two, into quarantine.")
+def merge(
+    left: Id, right: Id,
+    home: opt.Home = None, as_json: opt.AsJson = False, dry_run: opt.DryRun = False,
+) -> int:  # fmt: skip
+    """Make one version of two, with the examples and files of both, under the first one's name."""
+    from agentloop.records import Skill, SkillStep
+    from agentloop.skills import kinship
+    from agentloop.store.lives import begin
+
+    with opt.open_archive(home) as archive:
+        names = [archive.id(one, Skill) for one in (left, right)]
+        first, second = ((name, archive.get(name, Skill)) for name in names)
+        made = kinship.merge(first, second)
+        step = SkillStep(skill="", state="quarantined", reason="merged", source=f"merge/{names[0]}")
+        [(name, new)] = [("", True)] if dry_run else begin(archive.log, [made], step)
+    if as_json:
+        opt.print_json({"id": name or None, "parents": names, "new": new, "done": not dry_run})
+    else:
+        show.tell(f"{'would merge' if dry_run else 'quarantined'}: {made.name} {name}".rstrip())
+    return 0
 
 
 @skills.command(short_help="Run a skill's examples and cases in a sandbox.")

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 from agentloop.errors import UsageError
-from agentloop.records import Skill, SkillStep, artifact_id
+from agentloop.records import Episode, Skill, SkillStep, artifact_id, content_id
+from agentloop.store.exchange import foreign
 from agentloop.store.log import Log
 from agentloop.store.query import Draft, Query
 from agentloop.trajectories.codec import from_json, to_json
@@ -51,6 +53,42 @@ def begin(log: Log, skills: Sequence[Skill], step: SkillStep) -> list[tuple[str,
             drafts += [Draft(kind="skill", key=name, body=to_json(skill)), draft(log, first)]
     log.append(drafts)
     return told
+
+
+def origin(log: Log, skill: Skill) -> SkillStep:
+    """The first step of a skill that was made from episodes of the log: their run, hashes of their
+    messages, and whether any of it comes from where nobody vouches: a user of `serve`, another
+    home, an episode that is not there, a skill that was tainted itself."""
+    known, messages, runs = states(log), dict[str, None](), set[str]()
+    tainted = not skill.evidence
+    for name in skill.evidence:
+        entry = log.get("episode", name)
+        if entry is None:
+            tainted = True
+            continue
+        episode = from_json(Episode, entry.body)
+        runs.add(episode.run)
+        used = [known[one] for one in episode.skills if one in known]
+        tainted |= episode.purpose == "serve" or foreign(log, episode.run)
+        tainted |= any(one.tainted and not one.reviewed for one in used)
+        for trajectory in episode.trajectories:
+            messages |= dict.fromkeys(content_id("message", n.message) for n in trajectory.nodes)
+    return SkillStep(
+        skill="", state="quarantined", source=f"run/{'+'.join(sorted(runs))}", tainted=tainted,
+        messages=tuple(messages), reason=f"learned from {len(skill.evidence)} episodes",
+    )  # fmt: skip
+
+
+def usage(log: Log) -> dict[str, tuple[int, int]]:
+    """Id -> (episodes that it was given to, how many of these were solved); reads all episodes."""
+    found: dict[str, tuple[int, int]] = {}
+    for entry, score in log.scored(Query(kinds=("episode",))):
+        body: Any = entry.body
+        told: Any = (body.get("score") if score is None else cast(Any, score.body)["score"]) or {}
+        for name in body.get("skills", ()):
+            given, solved = found.get(name, (0, 0))
+            found[name] = given + 1, solved + bool(told.get("success"))
+    return found
 
 
 def draft(log: Log, step: SkillStep) -> Draft:

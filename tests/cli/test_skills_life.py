@@ -1,13 +1,17 @@
-"""`agentloop skills test|promote|retire|revoke`: a life by commands."""
+"""`agentloop skills learn|merge|test|promote|retire|revoke`: a life by commands."""
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from malicious_skills import skill
+from skill_world import KINDS, successes
 
 from agentloop.cli import run
 from agentloop.skills.library import export
+from agentloop.store.archive import Archive
 
 Data = Callable[..., Any]
 Refused = Callable[..., str]
@@ -37,3 +41,26 @@ def test_the_commands(home: Path, tmp_path: Path, data: Data, refused: Refused) 
     }
     assert run(["skills", "revoke", "--source", circles]) == 0
     assert "did you mean" in refused("skills", "revoke", "--source", told[0]["source"][:-1] + "x")
+
+
+def test_learn_test_and_merge(home: Path, data: Data, refused: Refused) -> None:
+    solved = [replace(one, run="r1") for kind in KINDS[:2] for one in successes(kind, 3)]
+    solved += [replace(one, run="r2") for one in successes(KINDS[0], 3, seed=1)]
+    with Archive(home) as archive:
+        asyncio.run(archive.add_episodes(solved))
+    assert not data("skills", "learn", "r1", "--dry-run")["done"]
+    told = data("skills", "learn", "r1")["skills"]
+    assert [one["evidence"] for one in told] == [3, 3]
+    [again] = data("skills", "learn", "r2")["skills"]
+    assert "has no solved rollouts" in refused("skills", "learn", "r3")
+    alike = data("skills", "list", "--duplicates")
+    assert len(alike) == 2 and again["id"] in {one["id"] for one in alike}
+    merged = data("skills", "merge", *(one["id"] for one in alike))
+    listed = {one["id"]: one for one in data("skills", "list", "--usage")}
+    assert listed[merged["id"]]["state"] == "quarantined" and listed[merged["id"]]["given"] == 0
+    assert data("skills", "test", merged["id"])["ok"]
+    life = data("skills", "show", merged["id"])["life"]
+    assert [one["state"] for one in life] == ["quarantined"] * 2 and life[1]["tests"]["failed"] == 0
+    assert run(["skills", "show", merged["id"]]) == 0
+    gone = data("skills", "revoke", "--source", "run/r2", "--dry-run")
+    assert set(gone["skills"]) == {again["id"], merged["id"]}

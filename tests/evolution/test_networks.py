@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentloop.errors import UnknownName, UsageError
-from agentloop.networks import ancestors, edges, tree
+from agentloop.networks import ancestors, components, descendants, edges, tree
 
 FAMILY = {"a": [], "b": ["a"], "c": ["a", "gone"], "d": ["b", "c"], "other": []}
 
@@ -46,3 +46,11 @@ def test_errors() -> None:
 def test_importing_it_does_not_load_networkx() -> None:
     code = "import sys, agentloop.networks; sys.exit('networkx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_descendants_and_what_hangs_together() -> None:
+    assert descendants(FAMILY, ["b"]) == ["b", "d"]
+    assert descendants(FAMILY, ["gone", "other"]) == ["c", "d", "gone", "other"]
+    assert descendants({"a": ["b"], "b": ["a"]}, ["a"]) == ["a", "b"]
+    parts = components(["x", "a", "b", "c"], [("b", "a"), ("c", "b")])
+    assert parts == [["a", "b", "c"], ["x"]]

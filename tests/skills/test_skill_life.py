@@ -27,7 +27,7 @@ from agentloop.records import (
 from agentloop.skills.induce import induce
 from agentloop.store import log as log_module
 from agentloop.store.archive import Archive
-from agentloop.store.lives import begin, history, states
+from agentloop.store.lives import begin, history, origin, states, usage
 from agentloop.store.review import decide, promote, retire, revoke
 
 GOOD = SkillTests(run=2, failed=0, sandbox="monty")
@@ -219,6 +219,52 @@ def _die_at(at: int) -> None:
         return done
 
     log_module._insert = counted
+
+
+# --- where it came from -------------------------------------------------------------------------
+
+
+def learned(archive: Archive, **change: Any) -> SkillStep:
+    found = [replace(one, **change) for one in successes("gcd", 2)]
+    asyncio.run(archive.add_episodes(found))
+    made = induce(found)
+    assert made is not None
+    [(name, _)] = begin(archive.log, [made], origin(archive.log, made))
+    return states(archive.log)[name]
+
+
+def test_provenance_of_what_was_learned(archive: Archive) -> None:
+    step = learned(archive, run="r7")
+    assert (step.source, step.tainted, step.state) == ("run/r7", False, "quarantined")
+    assert len(step.messages) >= 4 and all(one.startswith("message-") for one in step.messages)
+
+
+@pytest.mark.parametrize("case", ["serve", "foreign", "absent", "tainted skill", "reviewed skill"])
+def test_what_taints(archive: Archive, case: str) -> None:
+    dirty = put(archive, "dirty", step=replace(STEP, source="file/x", tainted=True))
+    if case == "absent":
+        made = replace(skill({}, "a"), evidence=("ep-0",))
+        assert origin(archive.log, made).tainted
+        return
+    if case == "reviewed skill":
+        passes(archive, dirty)
+        promote(archive, dirty, reason="x", reviewed="me")
+    if case == "foreign":
+        archive.add_event("foreign", "r7", "", True)
+    change: dict[str, Any] = {"run": "r7"}
+    change |= {"purpose": "serve"} if case == "serve" else {}
+    change |= {"skills": (dirty,)} if "skill" in case else {}
+    assert learned(archive, **change).tainted is (case != "reviewed skill")
+
+
+def test_use_is_counted_by_the_latest_score(archive: Archive) -> None:
+    made = [replace(one, skills=("skill-1", "skill-2")) for one in successes("gcd", 3)]
+    made[2] = replace(made[2], skills=("skill-1",))
+    asyncio.run(archive.add_episodes(made))
+    assert made[0].score is not None
+    wrong = replace(made[0].score, value=0.0, success=False)
+    asyncio.run(archive.add_scores([(made[0].id, wrong)], "spec"))
+    assert usage(archive.log) == {"skill-1": (3, 2), "skill-2": (2, 1)}
 
 
 # --- poison -------------------------------------------------------------------------------------
