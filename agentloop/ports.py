@@ -123,9 +123,10 @@ class Session(Protocol):
         """What the program's `answer(line)` returns: text of one line, 64 KiB at most, within
         `seconds` of wall time and the profile's own `seconds`. One call at a time.
 
-        Raises `SessionEnded` when the program raised, ended, was late, gave anything else or wrote
-        before it was asked (every later call raises it too), `SandboxError` when the sandbox broke,
-        `UsageError` when `line` is no line of 64 KiB."""
+        Raises `SessionEnded` when the program raised, ended, was late, gave anything else or had
+        written before it was asked (every later call raises it too); what it writes at the same
+        moment is only told apart by an id in the question. Raises `SandboxError` when the sandbox
+        broke, `UsageError` when `line` is no line of 64 KiB."""
         ...
 
 

@@ -15,6 +15,7 @@ from agentloop.cli import (
     inspect_,
     keep,
     runs,
+    sandboxes,
     schedule,
     serve,
     skills_life,
@@ -48,6 +49,7 @@ app.add_typer(schedule.schedule, name="schedule")
 app.add_typer(store.store, name="store")
 app.add_typer(runs.runs, name="runs")
 app.add_typer(inspect_.inspect, name="inspect")
+app.add_typer(sandboxes.sandboxes, name="sandboxes")
 app.add_typer(skills_life.skills, name="skills")
 app.add_typer(content.instructions, name="instructions")
 app.add_typer(content.policies, name="policies")

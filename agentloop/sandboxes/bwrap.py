@@ -26,14 +26,16 @@ from agentloop.sandboxes.launched import Launched, Start
 from agentloop.sandboxes.profile import Profile
 from agentloop.sandboxes.seccomp import read_filter
 
-CONTROLS = frozenset(
-    "environment userns seccomp cgroup readonly rlimits capabilities network disk user".split()
-)
+CONTROLS = frozenset({
+    "environment", "userns", "seccomp", "cgroup", "readonly", "rlimits", "capabilities", "network",
+    "disk", "user",
+})  # fmt: skip
 """What `without` can leave out, each alone, to show that it matters."""
-CLAIMS = frozenset(
-    "files devices environment descriptors processes ipc network families mounts namespaces "
-    "privileges syscalls memory pids disk cpu time survivors output".split()
-)
+CLAIMS = frozenset({
+    "files", "devices", "environment", "descriptors", "processes", "ipc", "network", "families",
+    "mounts", "namespaces", "privileges", "syscalls", "memory", "pids", "disk", "cpu", "time",
+    "survivors", "output",
+})  # fmt: skip
 """The properties (`attacks.Attempt.attacks`) that hold. Of several processes together, `memory` and
 `cpu` need a control group, which root and users with one of their own can make."""
 FILES = 16384
@@ -84,7 +86,7 @@ class _Namespaces:
     def raised(self) -> Iterator[Start]:
         """Descriptors and a control group; all else lives and dies with the process."""
         own = interpreter()
-        with group(self._profile) as limits, _read_from(self._filter) as descriptor:
+        with group(self._profile) as limits, read_from(self._filter) as descriptor:
             joined = "cgroup" not in self._without and limits.made
             yield Start(
                 self.command(own, descriptor),
@@ -166,7 +168,7 @@ _PACKAGES = {"unshare": "util-linux", "sh": "dash", "setpriv": "util-linux", "bw
 
 
 @contextmanager
-def _read_from(data: bytes) -> Iterator[int]:
+def read_from(data: bytes) -> Iterator[int]:
     """A descriptor that gives `data` to who reads it."""
     descriptor = os.memfd_create("seccomp", os.MFD_CLOEXEC)
     try:

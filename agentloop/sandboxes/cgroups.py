@@ -38,11 +38,12 @@ class Group:
         return bool(self.folders)
 
     def join(self, launcher: int) -> None:
-        """Take in all processes that `launcher` has started so far, but not itself: it must live
-        to tell how they ended. Whatever they start later is in the group as well."""
-        for pid in descendants(launcher):
-            for folder in self.folders:
-                (folder / "cgroup.procs").write_text(str(pid))
+        """Take in the interpreter that `launcher` has become or started; whatever it starts later
+        is in the group as well. Only that: each process that moves costs the kernel milliseconds,
+        and the launcher must live to tell how the code ended."""
+        interpreter = [launcher, *descendants(launcher)][-1]
+        for folder in self.folders:
+            (folder / "cgroup.procs").write_text(str(interpreter))
 
     def out_of_memory(self) -> bool:
         """Has the kernel killed one of its processes for memory?"""
@@ -86,7 +87,7 @@ def group(profile: Profile) -> Iterator[Group]:
 
 
 def _make(made: Group, profile: Profile) -> None:
-    name = PREFIX + secrets.token_hex(8)
+    name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
     memory, quota = profile.memory_mb * 2**20, int(profile.cpu * PERIOD)
     parents = _own()
     if "" in parents and (parents[""] / "cgroup.controllers").exists():
@@ -121,6 +122,10 @@ def _own() -> dict[str, Path]:
 
 
 def _folder(made: Group, path: Path) -> Path:
+    for old in path.parent.glob(f"{PREFIX}*-*"):  # of a process that was killed
+        if not os.path.exists(f"/proc/{old.name.rsplit('-', 2)[1]}"):
+            with contextlib.suppress(OSError):
+                old.rmdir()
     path.mkdir()
     made.folders.append(path)
     return path
@@ -136,7 +141,7 @@ def _write(folder: Path, values: dict[str, int | str], *, optional: bool = False
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes that `pid` started, and theirs."""
+    """Processes that `pid` started, and theirs, each after the one that started it."""
     found: list[int] = []
     waiting = [pid]
     while waiting:

@@ -1,8 +1,11 @@
-"""The host's side of `child.py`: a job goes in, `hello` and `ready` come back, then answers.
+"""The host's side of `child.py`: a job goes in, `hello` and `ready` come back, then, of a session,
+`loaded` and answers.
 
 In: two streams that lead to the child, whatever carries them. Out: the bytes of a job and a
 `ports.Session`. Decision: one line at a time, read with a limit, and nothing may stand in the
-stream when a question is asked, so code can neither flood the host nor answer ahead.
+stream when a question is asked, so code cannot flood the host, and an answer that it wrote ahead
+ends the session once it has arrived. Whoever must know that an answer is to their question puts a
+fresh id into it.
 """
 
 from __future__ import annotations
@@ -76,7 +79,7 @@ class LineSession:
         most: float,
     ) -> None:
         self._reader, self._writer, self._said, self._most = reader, writer, said, most
-        self._ended = ""
+        self._ended, self._loaded = "", False
 
     async def ask(self, line: str, *, seconds: float) -> str:
         """As `ports.Session.ask`."""
@@ -93,10 +96,13 @@ class LineSession:
             raise
 
     async def _exchange(self, question: bytes, seconds: float) -> str:
-        if _waiting(self._reader):
-            raise SessionEnded("it wrote before it was asked")
         try:
             async with asyncio.timeout(seconds):
+                if not self._loaded:
+                    self._loaded = await self._reader.readuntil() == b"loaded\n"
+                await asyncio.sleep(0)  # take in what has arrived
+                if _waiting(self._reader) or not self._loaded:
+                    raise SessionEnded("it wrote before it was asked")
                 self._writer.write(question)
                 await self._writer.drain()
                 answer = await self._reader.readuntil()

@@ -51,6 +51,7 @@ def main(requests: int, replies: int) -> None:
             sink = os.fdopen(os.dup(1), "wb")
             os.dup2(2, 1)
         program(code, module.__dict__)
+        say(sink, b"loaded")
         answers(module, source, sink)
         return
     sink.close()

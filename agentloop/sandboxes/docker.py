@@ -17,7 +17,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +28,7 @@ from typing import Any
 from agentloop.errors import MissingDependency, SandboxError, UsageError
 from agentloop.ports import Session
 from agentloop.records import Program, SandboxResult
+from agentloop.sandboxes.bwrap import CLAIMS
 from agentloop.sandboxes.channel import LINE, LineSession, Mode, child_arguments, expect, job
 from agentloop.sandboxes.docker_image import host_image
 from agentloop.sandboxes.interpreter import interpreter
@@ -72,12 +72,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "files": {"volumes": {"/": {"bind": "/mnt", "mode": "rw"}}},
     "environment": {"environment": os.environ},
 }
-"""What each control is when it is left out: for tests that show what it does, never by a profile."""
-CLAIMS = frozenset(
-    "files devices environment descriptors processes ipc network families mounts namespaces "
-    "privileges syscalls memory pids disk cpu time survivors output".split()
-)
-"""The properties (`attacks.Attempt.attacks`) that hold."""
+"""What each control is when it is left out: for tests of what it does, never by a profile."""
 
 
 @dataclass

@@ -175,7 +175,10 @@ async def _greet(running: _Running, data: bytes) -> None:
             await expect(running.reader, "ready")
     except (SandboxError, TimeoutError, OSError) as error:
         await _surely(_end(running))
-        why = running.stderr.last_line() or str(error) or "it took too long"
+        # A fault of ours makes the child complain that the host is gone, which explains nothing.
+        ours = isinstance(error, OSError) and not isinstance(error, TimeoutError)
+        said = "" if ours else running.stderr.last_line()
+        why = said or one_line(str(error)) or "it took too long"
         raise SandboxError(f"the sandbox did not start: {why}") from error
 
 

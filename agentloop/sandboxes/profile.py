@@ -7,7 +7,7 @@ default.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -30,6 +30,8 @@ _CLASSES: dict[Backend, str] = {
     "process": "agentloop.sandboxes.process:ProcessSandbox",
 }
 """Where each backend is; it is imported when it is chosen. Each takes a `Profile`."""
+AUTO, ORDER = "auto", ("docker", "bwrap", "landlock")
+"""The name that stands for the first of these that holds; `process` is never among them."""
 
 
 class Profile(BaseModel):
@@ -53,7 +55,7 @@ class Profile(BaseModel):
     seccomp: Path | None = None
     """The filter of system calls, relative to the profile; `seccomp.json` if that is there."""
     image: str | None = Field(default=None, pattern=r"^[a-z0-9][\w./:@-]{0,200}$")
-    """Of `docker`: one that the engine has, with `python3`; by default this machine's own Python."""
+    """Of `docker`: one that the engine has, with `python3`; by default this machine's Python."""
     runtime: Literal["runc", "runsc"] | None = None
     """Of `docker`: what starts containers; `runsc` must be known to the engine."""
     output_bytes: int = Field(default=65536, ge=256, le=64 * 2**20)
@@ -65,8 +67,7 @@ class Profile(BaseModel):
     def _known_to_be_unsafe(self) -> Self:
         if self.backend == "process" and not self.unsafe:
             raise ValueError(
-                "`process` runs code with all your rights; choose `bwrap`, `docker` or `landlock`, "
-                "or say `unsafe: true`"
+                "`process` runs code with all your rights; name `auto` or say `unsafe: true`"
             )
         if self.unsafe and self.backend != "process":
             raise ValueError(
@@ -105,19 +106,55 @@ def read_profile(path: Path) -> Profile:
 
 
 def open_sandbox(name: str, workspace: Workspace) -> Sandbox:
-    """The sandbox that profile `name` describes; nothing starts before its first run."""
+    """The sandbox that profile `name` describes, or, for `auto`, the first of full Python that
+    holds on this machine; nothing starts before its first run. Raises `UsageError` for a profile
+    or a machine that cannot work, `UnknownName`."""
     path = workspace.file("sandboxes", name, "profile.yaml")
+    if path is None and name == AUTO:
+        return _first_that_holds(workspace)
     if path is None:
-        known = [
-            found.parent.name
-            for root in workspace.roots
-            for found in root.glob("sandboxes/*/profile.yaml")
-        ]
-        raise UnknownName("sandbox", name, set(known))
+        raise UnknownName("sandbox", name, {AUTO, *profiles(workspace)})
     return open_profile(read_profile(path))
 
 
+def profiles(workspace: Workspace) -> dict[str, Path]:
+    """Names of all profiles and their files; a user's hides a carried one."""
+    return {
+        path.parent.name: path
+        for root in reversed(workspace.roots)
+        for path in sorted(root.glob("sandboxes/*/profile.yaml"))
+    }
+
+
 def open_profile(profile: Profile) -> Sandbox:
-    """The sandbox of its backend; nothing starts before its first run. Raises `UsageError` where
-    the backend cannot be used here."""
-    return resolve(_CLASSES[profile.backend])(profile)  # type: ignore[operator, no-any-return]
+    """The sandbox of its backend. One with walls of the system's is proved before its first run
+    (`preflight.Proven`). Raises `UsageError` where the backend cannot be used here."""
+    made = bare(profile)
+    if profile.backend in ("monty", "process"):
+        sandbox: Sandbox = made
+        return sandbox
+    from agentloop.sandboxes.preflight import Proven
+
+    return Proven([made])
+
+
+def bare(profile: Profile) -> Any:
+    """The sandbox of its backend, unproved."""
+    return resolve(_CLASSES[profile.backend])(profile)  # type: ignore[operator]
+
+
+def _first_that_holds(workspace: Workspace) -> Sandbox:
+    from agentloop.sandboxes.preflight import Proven
+
+    candidates: list[Any] = []
+    missing: list[str] = []
+    for backend in ORDER:
+        path = workspace.file("sandboxes", backend, "profile.yaml")
+        if path is not None:
+            try:
+                candidates.append(bare(read_profile(path)))
+            except UsageError as error:
+                missing.append(f"`{backend}`: {error}")
+    if not candidates:
+        raise UsageError(f"no sandbox for full Python can be used here: {'; '.join(missing)}")
+    return Proven(candidates)

@@ -1,6 +1,7 @@
 """Does a sandbox keep what it promises? Attacks it and lists what got through.
 
-Goes in: any `ports.Sandbox`. Comes out: one sentence per broken promise, none when it holds. The
+Goes in: any `ports.Sandbox`; one that runs `Programs` or holds `Sessions` is asked about these too.
+Comes out: one sentence per broken promise, none when it holds. The
 host plants canaries (a file, a listening socket, an environment variable) and looks for them
 afterwards, so a sandbox is judged by what happened and not by what it reports.
 """
@@ -16,8 +17,9 @@ import time
 from pathlib import Path
 
 from agentloop.errors import SandboxError
-from agentloop.ports import Sandbox
+from agentloop.ports import Programs, Sandbox, Sessions
 from agentloop.records import SandboxResult
+from agentloop.sandboxes.self_check_programs import PROGRAM_CHECKS, SESSION_CHECKS
 
 MAX_OUTPUT = 2**20
 """Bytes of output that no profile may exceed while the code prints without end."""
@@ -28,7 +30,13 @@ MAX_SECONDS = 30.0
 async def self_check(sandbox: Sandbox) -> list[str]:
     """What is wrong with `sandbox`; empty when nothing is."""
     problems: list[str] = []
-    checks = (_works, _files, _sockets, _environment, _processes, _limits, _flood, _stateless)
+    checks = [_works, _files, _sockets, _environment, _limits, _flood, _stateless]
+    if isinstance(sandbox, Programs):
+        checks += PROGRAM_CHECKS
+    else:
+        checks.append(_processes)
+    if isinstance(sandbox, Sessions):
+        checks += SESSION_CHECKS
     for check in checks:
         try:
             problems += await check(sandbox)

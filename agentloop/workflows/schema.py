@@ -182,6 +182,7 @@ class Workflow(_Strict):
     tools: tuple[str, ...] = ()
     """`python`, or references of typed functions."""
     sandbox: str = "monty"
+    """A profile in `sandboxes/`, or `auto`: the first of full Python that holds on this machine."""
     world: PartField | None = None
     """Each rollout has one of its own: its calls are tools, or with `tools: [python]` functions of
     the code."""

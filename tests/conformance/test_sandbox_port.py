@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import secrets
+import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,6 +23,7 @@ from docker_engine import needs_engine
 from agentloop.errors import SessionEnded, UsageError
 from agentloop.ports import Programs, Sandbox, Session, Sessions
 from agentloop.records import Program, SandboxResult
+from agentloop.sandboxes import cgroups
 from agentloop.sandboxes.monty import MontySandbox
 from agentloop.sandboxes.process import ProcessSandbox
 from agentloop.sandboxes.profile import Profile, open_profile, read_profile
@@ -39,13 +44,16 @@ def _shipped(name: str, **limits: Any) -> Sandbox:
     return open_profile(Profile(**profile.model_dump() | limits))
 
 
+LATE = 30.0
+"""Seconds: far from what anything here takes, even on a machine with much else to do."""
 Make = Callable[..., Any]
-REAL = ("bwrap", "docker")
+REAL = ("bwrap", "landlock", "docker")
 FULL = [
     pytest.param(_process, id="process"),
     *(
         pytest.param(
-            partial(_shipped, name), id=name,
+            partial(_shipped, name),
+            id=name,
             marks=[pytest.mark.integration, *([needs_engine] if name == "docker" else [])],
         )
         for name in REAL
@@ -70,15 +78,18 @@ def imported() -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    place = Path(tempfile.mkdtemp())
+    place.chmod(0o755)  # code may run as another user
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
     monkeypatch.setattr("agentloop.sandboxes.docker.WARM", 0)  # a container more takes its time
     before = len(os.listdir("/proc/self/fd"))
     yield
     deadline = time.monotonic() + 3  # a monty session that was late stops at its own limit
     while (now := len(os.listdir("/proc/self/fd"))) > before and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert now <= before and not list(tmp_path.glob("agentloop-*"))
+    assert now <= before
+    place.rmdir()  # which fails when something is left
 
 
 def use(sandbox: Sandbox, work: Awaitable[Any]) -> Any:
@@ -101,7 +112,7 @@ def execute(sandbox: Programs, code: str, *arguments: str, **files: bytes) -> Sa
     return use(sandbox, sandbox.execute(program))  # type: ignore[arg-type]
 
 
-def ask(sandbox: Sessions, code: str, *lines: str, seconds: float = 5.0) -> list[str]:
+def ask(sandbox: Sessions, code: str, *lines: str, seconds: float = LATE) -> list[str]:
     """The answers, the last one perhaps the text of `SessionEnded`."""
 
     async def main() -> list[str]:
@@ -115,7 +126,8 @@ async def answers(session: Session, lines: tuple[str, ...], seconds: float) -> l
     said: list[str] = []
     for line in lines:
         try:
-            said.append(await session.ask(line, seconds=seconds))
+            await asyncio.sleep(0.1 if line == "three" else 0)
+            said.append(await session.ask(line, seconds=LATE if line == "ok" else seconds))
         except SessionEnded as error:
             said.append(f"ended: {error}")
     return said
@@ -153,7 +165,7 @@ def test_a_run_ends_in_time(make: Make) -> None:
     began = time.monotonic()
     result = run(make(seconds=0.5), "print('a')\nwhile True: pass")
     assert result.timed_out and result.stdout == "a\n" and result.returncode is None
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < LATE
 
 
 def test_output_keeps_its_head_and_its_tail(make: Make) -> None:
@@ -215,7 +227,7 @@ def test_many_at_once(make: Make) -> None:
         async def one(n: int) -> str:
             async with sandbox.session(Program(code=f"def answer(x): return x * {n}")) as session:
                 own = await sandbox.run(f"print({n})")
-                return own.stdout + await session.ask("a", seconds=20)
+                return own.stdout + await session.ask("a", seconds=LATE)
 
         return await asyncio.gather(*map(one, range(8)))
 
@@ -248,8 +260,10 @@ def test_programs_find_nothing_of_the_host(full: Make, monkeypatch: pytest.Monke
         "print(len(os.listdir('/proc/self/fd')), os.read(0, 9), os.getcwd() != '/')"
     )
     result = execute(full(), code)
-    # The three standard streams and the listing's own: the channel is closed.
-    assert "secret" not in result.stdout and result.stdout.endswith("4 b'' True\n"), result
+    # The three standard streams and the listing's own: the channel is closed. A user who cannot
+    # reach the interpreter (root's, under /root) has it by one more.
+    assert "secret" not in result.stdout
+    assert re.search(r"\n[45] b'' True\n$", result.stdout), result
 
 
 def test_bytes_that_are_no_text_are_replaced(full: Make) -> None:
@@ -266,17 +280,20 @@ def test_a_flood_ends_early(full: Make) -> None:
     began = time.monotonic()
     result = execute(full(seconds=30), "while True: print('x' * 10000)")
     assert result.truncated and not result.timed_out and "too many" in result.error
-    assert len(result.stdout) < 70000 and time.monotonic() - began < 5
+    assert len(result.stdout) < 70000 and time.monotonic() - began < LATE
 
 
 def test_what_a_program_starts_ends_with_it(full: Make) -> None:
     name = f"sbx{secrets.token_hex(4)}"
-    code = f"import os, time\nopen('/proc/self/comm', 'w').write({name!r})\nif os.fork(): "
+    code = (
+        "import ctypes, os, time\n"
+        f"ctypes.CDLL(None).prctl(15, {name.encode()!r}, 0, 0, 0)\nif os.fork(): "
+    )
     began = time.monotonic()
-    early = execute(full(seconds=20), code + "raise SystemExit(7)\ntime.sleep(60)")
+    early = execute(full(seconds=LATE), code + "raise SystemExit(7)\ntime.sleep(60)")
     late = execute(full(seconds=0.5), code + "pass\ntime.sleep(60)")
     assert early.returncode == 7 and late.timed_out
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < LATE
     assert not running(name)
 
 
@@ -290,11 +307,44 @@ def running(name: str) -> list[str]:
     return found
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["bwrap", "landlock"])
+def test_a_program_ends_with_its_host(name: str) -> None:
+    called = f"sbx{secrets.token_hex(4)}"
+    code = f"import ctypes, time\nctypes.CDLL(None).prctl(15, {called.encode()!r}, 0, 0, 0)\n"
+    host = (
+        "import asyncio\nfrom pathlib import Path\n"
+        "from agentloop.sandboxes.profile import bare, read_profile\n"
+        f"profile = read_profile(Path({str(ROOT)!r}) / 'sandboxes/{name}/profile.yaml')\n"
+        f"asyncio.run(bare(profile).run({code + 'time.sleep(60)'!r}))\n"
+    )
+    environment = {**os.environ, "TMPDIR": tempfile.mkdtemp(prefix="killed-")}
+    os.chmod(environment["TMPDIR"], 0o755)
+    with subprocess.Popen([sys.executable, "-c", host], cwd=ROOT, env=environment) as process:
+        try:
+            assert until(lambda: bool(running(called)))
+        finally:
+            process.kill()
+    assert until(lambda: not running(called))
+    shutil.rmtree(environment["TMPDIR"])
+    with cgroups.group(read_profile(ROOT / "sandboxes" / name / "profile.yaml")):
+        left = [path.name.rsplit("-", 2)[1] for path in cgroups.ROOT.rglob("agentloop-*-*")]
+    assert str(process.pid) not in left
+
+
+def until(true: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + LATE
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return true()
+
+
 def test_answers_cannot_be_given_ahead(full: Make) -> None:
     code = (
         "import os, stat\n"
         "fds = [n for n in range(3, 64) if os.path.exists(f'/proc/self/fd/{n}')]\n"
-        "channel = [n for n in fds if not stat.S_ISREG(os.fstat(n).st_mode)][-1]\n"
+        "kinds = {n: os.fstat(n).st_mode for n in fds}\n"
+        "channel = [n for n in fds if stat.S_ISSOCK(kinds[n]) or stat.S_ISFIFO(kinds[n])][-1]\n"
         "def answer(line):\n"
         "    if line == 'two': os.write(channel, b'forged\\n')\n"
         "    return line\n"
@@ -302,4 +352,4 @@ def test_answers_cannot_be_given_ahead(full: Make) -> None:
     assert ask(full(), code, "one", "two", "three")[0] == "one"
     assert ask(full(), code, "one", "two", "three")[2].startswith("ended: ")
     ahead = ask(full(), code + "os.write(channel, b'forged\\n')", "one")
-    assert ahead == ["ended: it wrote before it was asked"] or "more than" in ahead[0]
+    assert ahead == ["ended: it wrote before it was asked"]

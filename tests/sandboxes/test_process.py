@@ -49,7 +49,10 @@ def test_what_does_not_start_is_the_sandboxs_fault(
         asyncio.run(sandbox.run("1"))
 
 
-def test_a_run_that_is_cancelled_leaves_nothing() -> None:
+def test_a_run_that_is_cancelled_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     sandbox = ProcessSandbox(Profile(backend="process", unsafe=True, seconds=60, memory_mb=512))
 
     async def main() -> None:
@@ -58,6 +61,6 @@ def test_a_run_that_is_cancelled_leaves_nothing() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert not list(Path("/tmp").glob("agentloop-process-*"))
+        assert not list(tmp_path.iterdir())
 
     asyncio.run(main())

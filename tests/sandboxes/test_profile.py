@@ -23,7 +23,7 @@ def test_a_profile_is_read(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("backend: monty\nsecond: 1", "did you mean `seconds`"),
-        ("backend: docker", "backend"),
+        ("backend: podman", "backend"),
         ("backend: monty\nseconds: -1", "seconds"),
         ("backend: monty\nmemory_mb: lots", "memory_mb"),
         ("seconds: 1", "backend"),
