@@ -230,12 +230,9 @@ async def learn(
     rule: str, seed: int, rate: float, bench: Bench, updates: int = UPDATES
 ) -> dict[str, float]:
     """One rule: shares of the final policy's chains, and the rollouts it took."""
-    import torch
-
     from agentloop.training.replay_settings import ReplaySettings
     from agentloop.training.toy_rows import update
 
-    torch.set_num_threads(1)  # its matrices are so small that a second thread only waits
     settings, redact = ReplaySettings.model_validate(SETTINGS), Redactor({})
     credit, here = _parts.ChainCredit(reward=rule), table(seed, rate, bench)
     made = 0
