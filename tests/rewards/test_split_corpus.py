@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import eq
@@ -20,8 +21,8 @@ from agentloop.sandboxes.monty import MontySandbox
 from agentloop.sandboxes.profile import Profile
 
 Item = tuple[str, HiddenTests]
-QUICK = ("frames", "memory", "exits", "files", "logs")
-"""What full Python alone can do; the values and patches come up in the integration tests."""
+QUICK = ("frames", "memory", "exits")
+"""What full Python alone can do; the others come up in the integration tests."""
 
 
 def items(pieces: Sequence[Piece]) -> list[Item]:
@@ -43,7 +44,7 @@ def test_the_corpora_are_large_and_different() -> None:
 def test_no_hack_passes_in_full_python_even_without_walls() -> None:
     found = [one for one in hacks(walled=False) if one.name.partition(":")[0] in QUICK]
     found = [one for one in found if not any(word in one.name for word in SLEEPY)]
-    assert len(found) >= 60
+    assert len(found) >= 50
     assert passed(grade_all(process(), items(found), seconds=2.0), found) == []
 
 
@@ -59,7 +60,12 @@ def test_in_monty_no_hack_passes_all_that_is_honest_does_and_always_the_same() -
     some = random.Random(0).sample(range(len(given)), 200)
     for _ in range(2):
         again = grade_all(monty(), [given[at] for at in some])
-        assert again == [first[at] for at in some]
+        assert [told(one) for one in again] == [told(first[at]) for at in some]
+
+
+def told(outcome: Outcome) -> tuple[bool, str, tuple[str, ...]]:
+    """All of it, but how many bytes were too many."""
+    return outcome.passed, re.sub(r"\d+ bytes", "bytes", outcome.why), outcome.flags
 
 
 def test_honest_solutions_in_full_python() -> None:
