@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Protocol, cast
 
 ChatMessage = Mapping[str, object]
@@ -294,9 +295,8 @@ def _forging(
     ]
     if not spelled:
         return []
-    mark = "content"
-    while mark in text:
-        mark += "x"
+    # A text cannot hold its own digest, however it was chosen.
+    mark = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest() + "-"
     marked = [
         replace(message, content=f"{mark}{spelled.index(message)}.")
         if message in spelled
