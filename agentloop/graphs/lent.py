@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
-from agentloop.deadline import Clock
+from agentloop.deadline import Clock, off_the_clock
 from agentloop.errors import BudgetReached, LimitReached, ModelError, StoreError, UsageError
 from agentloop.graphs.call_keys import CallKeys
 from agentloop.graphs.pace import Pace, Place
@@ -99,10 +99,19 @@ class LentModel:
             there = asyncio.run_coroutine_threadsafe(self.complete(request), self._loop)
             return await asyncio.wrap_future(there)
         self._check(self._calls)
-        calls, self._calls = self._calls, self._calls + 1
         caller = asyncio.current_task()
         assert caller is not None
         self._running.add(caller)
+        try:
+            completion = await self._complete(request)
+            with self.clock.running(), off_the_clock():  # it waits for other rollouts
+                await self._place.enter()
+        finally:
+            self._running.discard(caller)
+        return completion
+
+    async def _complete(self, request: Request) -> Completion:
+        calls, self._calls = self._calls, self._calls + 1
         most: int | None = None
         try:
             sampling = merge(request.sampling, self._attempt.sampling)
@@ -128,7 +137,6 @@ class LentModel:
             self.failed = None if error.reason == "context_overflow" else error
             raise
         finally:
-            self._running.discard(caller)
             if most is not None:
                 self._aside, self._in_flight = self._aside - most, self._in_flight - 1
             self._settled.set()
@@ -138,7 +146,6 @@ class LentModel:
         self.recorder.add(request, completion)
         if self.on_call is not None:
             self.on_call(request, completion)
-        await self._place.enter()
         return completion
 
     def spent(self) -> Spent:
