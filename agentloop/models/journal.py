@@ -10,6 +10,7 @@ import asyncio
 from typing import Protocol
 from weakref import WeakValueDictionary
 
+from agentloop.errors import StoreError
 from agentloop.ports import Model
 from agentloop.records import Completion, Request
 from agentloop.trajectories.redact import Redactor, guarded
@@ -36,7 +37,7 @@ class Journaled:
         self._redact = redact or Redactor.from_environment()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._writing: dict[str, asyncio.Task[None]] = {}
-        self._unkept: BaseException | None = None
+        self._unkept: Exception | None = None
         self.replayed = 0
         """Requests answered without a call."""
 
@@ -62,13 +63,14 @@ class Journaled:
                 return completion, False
             # A reply that was paid for is recorded even when its caller is cancelled meanwhile.
             self._writing[key] = task = asyncio.create_task(self._record(key, completion))
-            task.add_done_callback(self._written)
+            # It may have nobody who asks how it ended; asyncio would complain.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
             await asyncio.shield(task)
         return completion, False
 
     async def close(self) -> None:
-        """Wait for the records under way: their callers may be gone. Raises `StoreError` when one
-        of this journal's replies could not be kept."""
+        """Wait for the records under way: their callers may be gone. Raises the journal's error,
+        as a rule a `StoreError`, when one of its replies could not be kept."""
         if self._writing:
             await asyncio.wait(self._writing.values())
         if self._unkept is not None:
@@ -79,12 +81,16 @@ class Journaled:
         first time as when it is read back."""
         return guarded(request, await self._inner.complete(request), self._redact)
 
-    def _written(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled():
-            self._unkept = task.exception() or self._unkept
-
     async def _record(self, key: str, completion: Completion) -> None:
         try:
             await self._journal.add_call(key, completion)
+        except asyncio.CancelledError:
+            self._unkept = StoreError(
+                "a reply that was paid for was not kept: its write was stopped"
+            )
+            raise
+        except Exception as error:
+            self._unkept = error
+            raise
         finally:
             del self._writing[key]
