@@ -42,7 +42,7 @@ class Pace:
             self._taken += 1
             return self.round
         loop = asyncio.get_running_loop()
-        turn = loop.create_future()
+        turn: asyncio.Future[int] = loop.create_future()
         self._waiting.append(turn)
         if not self._watching:
             self._watching = True
