@@ -302,7 +302,9 @@ class _Wire:
         """No more is read."""
         self._pump.cancel()
         await asyncio.wait([self._pump])
-        self.writer.close()
+        self.writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
 
     async def _read(self) -> None:
         """The engine's frames: 1 byte which stream, 3 of nothing, 4 of length, then the text."""
