@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 from malicious_skills import FILES, SCRIPTS, every, skill
 
 from agentloop.cli import run
-from agentloop.records import Skill
-from agentloop.sandboxes.profile import open_sandbox
+from agentloop.ports import Programs
+from agentloop.records import Program, Skill
+from agentloop.sandboxes.profile import open_profile, open_sandbox, read_profile
 from agentloop.skills.functions import functions, problems
 from agentloop.skills.library import curated, export, export_zip, gather
 from agentloop.skills.scan import scan
@@ -92,6 +95,28 @@ def test_the_sandbox_holds(canary: Canary, title: str) -> None:
 
     asyncio.run(attempt())
     assert canary.untouched()
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(not shutil.which("bwrap"), reason="bwrap is missing")
+def test_full_python_in_namespaces_holds(canary: Canary) -> None:
+    profile = read_profile(carried() / "sandboxes" / "bwrap" / "profile.yaml")
+    sandbox = open_profile(profile.model_copy(update={"seconds": 2}))
+    assert isinstance(sandbox, Programs)
+    ran = 0
+
+    async def attempt() -> None:
+        nonlocal ran
+        for title in SCRIPTS:
+            code = canary.of(every()[title]).files["scripts/helper.py"]
+            result = await sandbox.execute(Program(code=code))
+            assert SECRET not in result.stdout + result.error, title
+            ran += not result.error
+        await sandbox.close()
+
+    asyncio.run(attempt())
+    time.sleep(1.2)  # for what would outlive its program
+    assert canary.untouched() and ran > 0
 
 
 @pytest.mark.parametrize("title", FILES)

@@ -47,5 +47,6 @@ def test_any_skill_that_is_exported(tmp_path: Path, body: str, **fields: object)
 
 def test_hyphens_that_end_the_front_matter_for_others(tmp_path: Path) -> None:
     skill = to_skill(Document(name="a", description="rules --- of a table", body="b\n---\nc"))
-    assert skills_ref.validate(export(skill, tmp_path).parent) == []
-    assert skill.description == "rules --- of a table"
+    folder = export(skill, tmp_path).parent
+    assert skills_ref.validate(folder) == []
+    assert skills_ref.read_properties(folder).description == "rules --- of a table"
