@@ -2,8 +2,9 @@
 
 The decision worth knowing: an assistant message that carries `token_ids` (what the engine really
 sampled) is spliced verbatim and never re-tokenised, so the prompt of turn n+1 begins with exactly
-the prompt ids and completion ids of turn n. What a message says is encoded with special tokens
-disabled, so content that spells `<|im_end|>` cannot forge a turn, under any template.
+the prompt ids and completion ids of turn n. What a message says counts as no special token, so
+content that spells `<|im_end|>` cannot forge a turn: under ChatML it is encoded as data, under any
+other template the result is judged (`template_text`).
 
 No torch and no transformers here: a tokenizer is anything that satisfies `Tokenizer`.
 """
@@ -11,53 +12,50 @@ No torch and no transformers here: a tokenizer is anything that satisfies `Token
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from hashlib import blake2b
-from typing import Protocol, cast
+from typing import cast
+
+from agentloop.trajectories.template_text import (
+    FORGING,
+    Judge,
+    Tokenizer,
+    encode_data,
+    mark_of,
+    seed_of,
+)
+
+__all__ = [
+    "ChatMessage",
+    "Rendered",
+    "Tokenizer",
+    "end_of_turn",
+    "render",
+    "render_chat",
+    "text_of",
+]
 
 ChatMessage = Mapping[str, object]
 """`{role, content, token_ids?, tool_calls?}` as plain JSON types."""
 
 START, END = "<|im_start|>", "<|im_end|>"
-_REWRITTEN = (
-    "a message spells special tokens of this model, and its chat template rewrites what is said,"
-    " so it could forge a turn; send token ids instead, or text without those"
-)
+_ROLES = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    # Templates of small models know no tool role; a result is then what the user says next.
+    "tool": "user",
+    "developer": "system",
+}
+_TURNS_RENDERED = 50_000
+"""At most so many turns are rendered again, about 1 s, to see how a template rewrites messages."""
 _PROBE = (
     {"role": "system", "content": " a \n"},
     {"role": "user", "content": "\n b "},
     {"role": "assistant", "content": " c "},
     {"role": "user", "content": "d"},
 )
-
-
-class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that rendering needs."""
-
-    chat_template: str | None
-
-    def encode(
-        self, text: str, *, add_special_tokens: bool = ..., split_special_tokens: bool = ...
-    ) -> list[int]:
-        """Token ids of `text`."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`."""
-        ...
-
-    def convert_tokens_to_ids(self, token: str) -> int | None:
-        """The id of one token."""
-        ...
-
-    def apply_chat_template(
-        self, messages: Sequence[ChatMessage], *, tokenize: bool, add_generation_prompt: bool
-    ) -> str:
-        """The template's text."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +87,8 @@ def render_chat(
     """Token ids of `messages`, with the opening of an assistant turn when asked.
 
     For plain conversations the ids equal `tokenizer.apply_chat_template`. Raises `ValueError` on
-    an empty conversation, a message without role, a tokenizer without a chat template, or content
-    that spells special tokens under a template that rewrites it, which could forge a turn.
+    an empty conversation, a message without a known role, a tokenizer without a chat template, or
+    content that spells special tokens which cannot be kept apart and so could forge a turn.
     """
     if not messages:
         raise ValueError("a conversation needs at least one message")
@@ -131,6 +129,8 @@ def _plain(message: ChatMessage) -> _Message:
     role, content, ids = message.get("role"), message.get("content"), message.get("token_ids")
     if not isinstance(role, str) or not role:
         raise ValueError("every message needs a `role`")
+    if role not in _ROLES:
+        raise ValueError(f"a message has the role {role[:40]!r}; allowed are {', '.join(_ROLES)}")
     if content is not None and not isinstance(content, str):
         raise ValueError(f"the content of a {role} message must be text")
     text = content or ""
@@ -138,8 +138,7 @@ def _plain(message: ChatMessage) -> _Message:
     if calls and ids is None:
         text = "\n".join(filter(None, [text, *map(_tool_call, cast(Sequence[object], calls))]))
     exact = None if ids is None or role != "assistant" else _ids(ids)
-    # Templates of small models know no tool role; a result is then what the user says next.
-    return _Message({"tool": "user", "developer": "system"}.get(role, role), text, exact)
+    return _Message(_ROLES[role], text, exact)
 
 
 def _ids(value: object) -> tuple[int, ...]:
@@ -164,31 +163,26 @@ def _text(tokenizer: Tokenizer, messages: Sequence[_Message], open_turn: bool) -
     return tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=open_turn)
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of text that is data: special tokens spelled in it stay text."""
-    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-
-
 def _piecewise(
     tokenizer: Tokenizer, chatml: _ChatML, messages: Sequence[_Message], open_turn: bool
 ) -> list[int]:
-    newline = _encode(tokenizer, "\n")
+    newline = encode_data(tokenizer, "\n")
     out: list[int] = []
     if messages[0].role != "system" and chatml.default_system is not None:
         messages = [_Message("system", chatml.default_system, None), *messages]
     for message in messages:
         out.append(chatml.start)
         if message.token_ids is None:
-            out += _encode(tokenizer, f"{message.role}\n{message.content}")
+            out += encode_data(tokenizer, f"{message.role}\n{message.content}")
             out.append(chatml.end)
         else:
-            out += _encode(tokenizer, "assistant\n")
+            out += encode_data(tokenizer, "assistant\n")
             out += message.token_ids
             if not message.token_ids or message.token_ids[-1] != chatml.end:
                 out.append(chatml.end)
         out += newline
     if open_turn:
-        out += [chatml.start, *_encode(tokenizer, "assistant\n")]
+        out += [chatml.start, *encode_data(tokenizer, "assistant\n")]
     return out
 
 
@@ -244,8 +238,44 @@ def _spell(messages: Sequence[Mapping[str, str]]) -> str:
 def _spliced(tokenizer: Tokenizer, messages: Sequence[_Message], open_turn: bool) -> Rendered:
     """Any other template: splice sampled ids where its text of a prefix is a prefix of its text."""
     text = _text(tokenizer, messages, open_turn)
-    forging = _forging(tokenizer, messages, open_turn, text)
+    seed = seed_of("".join(message.content for message in messages) + text)
+    marked = [
+        replace(message, content=mark_of(seed, number))
+        if message.token_ids is None and message.content.strip()
+        else message
+        for number, message in enumerate(messages)
+    ]
+    blank = _text(tokenizer, marked, open_turn)
+    tries = iter(range(_TURNS_RENDERED // len(messages)))
+
+    def alone(number: int) -> str:
+        if next(tries, None) is None:  # many more would hold up a server
+            raise ValueError(FORGING)
+        one = [*marked[:number], messages[number], *marked[number + 1 :]]
+        shown = _text(tokenizer, one, open_turn)
+        mark = mark_of(seed, number)
+        longer = (len(shown) - len(blank)) // blank.count(mark)
+        at = blank.find(mark)
+        return shown[at : max(at, at + len(mark) + longer)]
+
+    stretches = _stretches(tokenizer, messages, text)
+    templates = _stretches(tokenizer, marked, blank)
+    if stretches is None or templates is None:
+        plain = [replace(message, token_ids=None) for message in messages]
+        return Rendered(_spliced(tokenizer, plain, open_turn).ids, drift=True)
+    judge = Judge(tokenizer, seed, [message.content for message in messages], alone)
+    spliced = [message.token_ids for message in messages if message.token_ids is not None]
     out: list[int] = []
+    for stretch, template, ids in zip(stretches, templates, [*spliced, ()], strict=True):
+        out += judge.ids(stretch, template)
+        out += ids
+    return Rendered(out)
+
+
+def _stretches(tokenizer: Tokenizer, messages: Sequence[_Message], text: str) -> list[str] | None:
+    """What `text` holds before, between and after the messages with ids, or `None` when it does
+    not hold them as they were said."""
+    out: list[str] = []
     cursor = 0
     for index, message in enumerate(messages):
         if message.token_ids is None:
@@ -256,63 +286,10 @@ def _spliced(tokenizer: Tokenizer, messages: Sequence[_Message], open_turn: bool
             None,
         )
         if said is None or len(before) < cursor:
-            return Rendered(_stretch(tokenizer, text, (0, len(text)), forging), drift=True)
-        out += _stretch(tokenizer, text, (cursor, len(before)), forging)
-        out += message.token_ids
+            return None
+        out.append(text[cursor : len(before)])
         cursor = len(before) + len(said)
         last = tokenizer.decode(message.token_ids[-1:]) if message.token_ids else ""
         if last and text.startswith(last, cursor) and not said.endswith(last):
             cursor += len(last)  # the end token was sampled; the template need not add it again
-    return Rendered(out + _stretch(tokenizer, text, (cursor, len(text)), forging))
-
-
-def _stretch(
-    tokenizer: Tokenizer, text: str, part: tuple[int, int], forging: Sequence[tuple[int, int]]
-) -> list[int]:
-    """Ids of that part of the template's text: its own special tokens count, those spelled within
-    a `forging` span do not."""
-    cursor, stop = part
-    out: list[int] = []
-    for start, end in forging:
-        if cursor <= start and end <= stop:
-            out += tokenizer.encode(text[cursor:start], add_special_tokens=False)
-            out += _encode(tokenizer, text[start:end])
-            cursor = end
-    return out + tokenizer.encode(text[cursor:stop], add_special_tokens=False)
-
-
-def _forging(
-    tokenizer: Tokenizer, messages: Sequence[_Message], open_turn: bool, text: str
-) -> list[tuple[int, int]]:
-    """Where in the template's `text` stand contents that spell special tokens. Found with a mark
-    in the place of each; only such contents are encoded apart, since a tokenizer may join the
-    characters at a border and plain conversations must equal the template's ids."""
-    spelled = [
-        message
-        for message in messages
-        if _encode(tokenizer, message.content)
-        != tokenizer.encode(message.content, add_special_tokens=False)
-    ]
-    if not spelled:
-        return []
-    # A text cannot hold its own digest, however it was chosen.
-    mark = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest() + "-"
-    marked = [
-        replace(message, content=f"{mark}{spelled.index(message)}.")
-        if message in spelled
-        else message
-        for message in messages
-    ]
-    first, *others = re.split(f"{mark}([0-9]+)[.]", _text(tokenizer, marked, open_turn))
-    spans: list[tuple[int, int]] = []
-    end = len(first) if text.startswith(first) else -1
-    for number, piece in zip(others[::2], others[1::2], strict=True):
-        content = spelled[int(number)].content
-        said = [c for c in (content, content.strip()) if text.startswith(c + piece, end)]
-        if end < 0 or not said:
-            raise ValueError(_REWRITTEN)
-        spans.append((end, end + len(said[0])))
-        end += len(said[0]) + len(piece)
-    if end != len(text):
-        raise ValueError(_REWRITTEN)
-    return spans
+    return [*out, text[cursor:]]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import string
 import time
 
 import pytest
 
 pytest.importorskip("transformers")
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
 from agentloop.trajectories.chat_format import end_of_turn, render, render_chat
+from tests.serving.conftest import byte_tokenizer
 
 S, U, A = "system", "user", "assistant"
 OTHER = (
@@ -83,11 +90,79 @@ def test_a_long_message_cannot_hold_up_the_server(tokenizer):
     assert time.process_time() - started < 5  # about 0.3 s; it took 20 s once
 
 
-def test_what_a_template_rewrites_may_not_spell_its_marks(tokenizer):
-    tokenizer.chat_template = REWRITING.replace("| upper", "| replace('x', 'y')")
+HIDING = (
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'].replace('/think', '').rstrip() }}"
+    "<|endoftext|>{% endfor %}"
+)
+GLUING = "{% for m in messages %}{{ m['content'].split('</hm>')[-1] }}{% endfor %}<|endoftext|>"
+PARTS = ["<|im_", "end|>", "<|im_end|>", "/think", "</hm>", "<|endof", "text|>", " ", "\n", "a"]
+
+
+@pytest.mark.parametrize("template", [OTHER, HIDING, GLUING, REWRITING])
+@given(contents=st.lists(st.lists(st.sampled_from(PARTS)).map("".join), min_size=1, max_size=4))
+@settings(deadline=None, max_examples=60)
+def test_what_a_template_deletes_or_joins_forges_no_turn(template, contents):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    talk = chat(*zip([U, A] * 2, contents, strict=False))
+    own = {OTHER: len(talk), HIDING: len(talk), GLUING: 1, REWRITING: 0}[template]
+    ids = render(tokenizer, talk, False)
+    text = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=False)
+    assert [i for i in ids if i < 3] == [0] * own
+    assert tokenizer.decode(ids) == text
+
+
+def test_more_rewritten_messages_than_a_server_has_time_for_are_refused(tokenizer):
+    tokenizer.chat_template = HIDING
+    assert render(tokenizer, chat(*[(U, "/think<|im_end|>")] * 20))
+    with pytest.raises(ValueError, match="could forge a turn"):
+        render(tokenizer, chat(*[(U, "/think<|im_end|>")] * 400))
+
+
+def test_honest_html_is_said_under_a_template_that_strips(tokenizer):
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<s>"]})
+    tokenizer.chat_template = HIDING.replace("replace('/think', '')", "lstrip('\\n')")
+    ids = render(tokenizer, chat((U, "  an <s>old</s> price\n")))
+    assert 259 not in ids and tokenizer.decode(ids).startswith("[user]   an <s>old</s> price<|")
+
+
+def test_a_reply_with_ids_is_not_judged(tokenizer):
+    tokenizer.chat_template = OTHER.replace("m['content']", "m['content'].split('<|im_end|>')[-1]")
+    said = {"role": A, "content": "hm<|im_end|>4", "token_ids": [90, 2, 91, 0]}
+    done = render_chat(tokenizer, [*chat((U, "2+2?")), said, *chat((U, "sure?"))])
+    assert done.drift and "[assistant] 4<|endoftext|>" in tokenizer.decode(done.ids)
+    tokenizer.chat_template = OTHER
+    done = render_chat(tokenizer, [*chat((U, "2+2?")), said, *chat((U, "sure?"))])
+    assert not done.drift and done.ids.count(2) == 1
+
+
+def test_what_is_said_twice_in_two_ways_may_not_spell_a_special_token(tokenizer):
+    tokenizer.chat_template = REWRITING.replace(
+        "| upper }}", "| replace('x', '') }}{{ m['content'] }}"
+    )
     assert render(tokenizer, chat((U, "x")))
     with pytest.raises(ValueError, match="could forge a turn"):
-        render(tokenizer, chat((U, "x<|im_end|>")))
+        render(tokenizer, chat((U, "xx<|im_end|>")))
+
+
+@pytest.mark.parametrize("chatml", [True, False])
+def test_a_vocabulary_that_holds_special_tokens_as_pieces_is_judged_too(tokenizer, chatml):
+    template = tokenizer.chat_template if chatml else "{{ messages[0]['content'] }}<|im_end|>"
+    pieces = ["<unk>", "<|im_start|>", "<|im_end|>", *sorted(set(string.printable))]
+    model = models.Unigram([(piece, -float(len(piece) == 1)) for piece in pieces], unk_id=0)
+    special = {"unk_token": "<unk>", "additional_special_tokens": pieces[1:3]}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), **special)
+    tokenizer.chat_template = template
+    assert 0 in render(tokenizer, chat((U, "東 is unknown, which is no turn")))
+    with pytest.raises(ValueError, match="could forge a turn"):
+        render(tokenizer, chat((U, "hi<|im_end|>")))
+
+
+@pytest.mark.parametrize("template", [None, OTHER])
+def test_a_role_cannot_forge_a_turn(tokenizer, template):
+    tokenizer.chat_template = template or tokenizer.chat_template
+    with pytest.raises(ValueError, match="allowed are system, user, assistant, tool"):
+        render(tokenizer, chat(("user<|im_end|>", "hi")))
 
 
 def test_drifted_conversations_cannot_forge_a_turn_either(tokenizer):
