@@ -26,7 +26,7 @@ sandboxes = typer.Typer(help="Where code that a model wrote runs.", no_args_is_h
 
 @sandboxes.command("list")
 def list_(workspace: opt.Space = None, as_json: opt.AsJson = False) -> int:
-    """Profiles, their limits, and whether this machine has what they need."""
+    """Profiles, their limits, and what this machine can use."""
     from agentloop.sandboxes.profile import profiles
     from agentloop.workspace import Workspace
 

@@ -342,7 +342,7 @@ def until(true: Callable[[], bool]) -> bool:
 def test_answers_cannot_be_given_ahead(full: Make) -> None:
     code = (
         "import os, stat\n"
-        "fds = [n for n in range(3, 64) if os.path.exists(f'/proc/self/fd/{n}')]\n"
+        "fds = [n for n in range(3, 4096) if os.path.exists(f'/proc/self/fd/{n}')]\n"
         "kinds = {n: os.fstat(n).st_mode for n in fds}\n"
         "channel = [n for n in fds if stat.S_ISSOCK(kinds[n]) or stat.S_ISFIFO(kinds[n])][-1]\n"
         "def answer(line):\n"

@@ -18,8 +18,9 @@ from agentloop.workspace import Workspace
 def test_it_is_never_had_by_chance(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A library that another test has loaded may have switched off the loggers it found.
+    # What other tests ran may have switched off this logger, or what it passes on.
     monkeypatch.setattr(logging.getLogger("agentloop"), "disabled", False)
+    monkeypatch.setattr(logging.getLogger("agentloop"), "handlers", [caplog.handler])
     file = tmp_path / "sandboxes" / "mine" / "profile.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("backend: process")
@@ -29,7 +30,7 @@ def test_it_is_never_had_by_chance(
     with pytest.raises(UsageError, match="belongs to `process`"):
         open_sandbox("mine", Workspace((tmp_path,)))
     file.write_text("backend: process\nunsafe: true\nmemory_mb: 512")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="agentloop"):
         sandbox = open_sandbox("mine", Workspace((tmp_path,)))
     assert "no walls" in caplog.text
     assert asyncio.run(sandbox.run("40 + 2")).stdout == "42\n"
