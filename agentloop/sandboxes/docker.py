@@ -363,11 +363,11 @@ def _remove(container: _Container) -> None:
 
 def _sweep(client: Any) -> None:
     """Remove what processes of this machine left that have ended since."""
-    for container in client.containers.list(all=True, filters={"label": LABEL}):
-        space, process, _ = container.labels[LABEL].split("/")
-        if space == _space() and _owner(int(process)) != container.labels[LABEL]:
+    for found in client.containers.list(all=True, ignore_removed=True, filters={"label": LABEL}):
+        space, process, _ = found.labels[LABEL].split("/")
+        if space == _space() and _owner(int(process)) != found.labels[LABEL]:
             with contextlib.suppress(_sdk().errors.NotFound):
-                container.remove(force=True, v=True)
+                found.remove(force=True, v=True)
 
 
 def _owner(process: int) -> str:

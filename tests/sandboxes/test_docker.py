@@ -47,7 +47,7 @@ def containers(**filters: str) -> list[Any]:
 
     client = docker.DockerClient.from_env()
     try:
-        return client.containers.list(all=True, filters=filters)
+        return client.containers.list(ignore_removed=True, all=True, filters=filters)
     finally:
         client.close()
 
