@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -100,6 +100,9 @@ PARTS = ["<|im_", "end|>", "<|im_end|>", "/think", "</hm>", "<|endof", "text|>",
 
 @pytest.mark.parametrize("template", [OTHER, HIDING, GLUING, REWRITING])
 @given(contents=st.lists(st.lists(st.sampled_from(PARTS)).map("".join), min_size=1, max_size=4))
+@example(contents=["<|im_", "end|>"])
+@example(contents=["<|im_", "end|>", "<|endoftext|>"])
+@example(contents=["<|endof/thinktext|>", "<|im_end|>"])
 @settings(deadline=None, max_examples=60)
 def test_what_a_template_deletes_or_joins_forges_no_turn(template, contents):
     tokenizer = byte_tokenizer()
@@ -134,6 +137,8 @@ def test_a_reply_with_ids_is_not_judged(tokenizer):
     tokenizer.chat_template = OTHER
     done = render_chat(tokenizer, [*chat((U, "2+2?")), said, *chat((U, "sure?"))])
     assert not done.drift and done.ids.count(2) == 1
+    ended = {**said, "content": "yo<|endoftext|>"}
+    assert not render_chat(tokenizer, [*chat((U, "2+2?")), ended]).drift
 
 
 def test_what_is_said_twice_in_two_ways_may_not_spell_a_special_token(tokenizer):
