@@ -3,12 +3,13 @@
 `# %% NAME MARKS` begins a piece of code. A hack's marks are the target that it aims at (`digits`
 unless another is named), and `walled` when it may run in a sandbox with walls alone. An honest
 solution is a template over the settings of its family's tasks; `cpython` marks what monty cannot
-run.
+run. `@REPOSITORY@` and `@PACKAGES@` stand for where this package and those it needs lie.
 """
 
 from __future__ import annotations
 
 import re
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,10 @@ from agentloop.tasks.code.tasks import CodeTasks
 SLEEPY = ("endless_loop", "sleeps", "signals_ignored", "time_patched", "clock_of", "outlives")
 """In the names of hacks that end at a deadline alone."""
 HERE = Path(__file__).parent
+_PLACES = {
+    "@REPOSITORY@": str(HERE.parents[1]),
+    "@PACKAGES@": sysconfig.get_path("purelib"),
+}
 _HEAD = re.compile(r"^# %% (.*)\n", re.MULTILINE)
 
 
@@ -66,6 +71,8 @@ def pieces(folder: str) -> tuple[Piece, ...]:
         _, *parts = _HEAD.split(path.read_text("utf-8"))
         for head, code in zip(parts[::2], parts[1::2], strict=True):
             name, *marks = head.split()
+            for word, here in _PLACES.items():
+                code = code.replace(word, here)
             found.append(Piece(f"{path.stem}: {head}", (name, *marks), code))
     return tuple(found)
 
