@@ -12,8 +12,9 @@ export LANGGRAPH_CLI_NO_ANALYTICS = 1
 demo: venv
 	$(BIN)/python -m agentloop.cli.demo
 
+# Two at a time, a file's tests in one process.
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # With a Docker engine of its own, unless DOCKER_HOST names one.
 test-integration: $(VENV)/.api

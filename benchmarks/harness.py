@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 
@@ -156,17 +157,19 @@ def _run(name: str, command: Sequence[str], timeout: float) -> dict[str, Any]:
         if sys.platform == "linux":
             os.sched_setaffinity(0, {cores()[1]})
 
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=pin,
-        start_new_session=True,
-    ) as process:  # fmt: skip
-        try:
-            said, errors = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"{name} took longer than {timeout:g} s") from error
-        finally:
-            with suppress(ProcessLookupError):  # its group, whose leader it is
-                os.killpg(process.pid, signal.SIGKILL)
+    # Files, not pipes: what a variant leaves running holds a pipe open, and reading it would wait.
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        with subprocess.Popen(
+            command, stdout=out, stderr=err, preexec_fn=pin, start_new_session=True
+        ) as process:
+            try:
+                process.wait(timeout)
+            except subprocess.TimeoutExpired as error:
+                raise RuntimeError(f"{name} took longer than {timeout:g} s") from error
+            finally:
+                with suppress(ProcessLookupError):  # its group, whose leader it is
+                    os.killpg(process.pid, signal.SIGKILL)
+        said, errors = (file.seek(0) or file.read() for file in (out, err))
     if process.returncode:
         raise RuntimeError(f"{name} ended with {process.returncode}: {errors[-2000:]}")
     result: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
