@@ -1,9 +1,10 @@
 """A library of 10,000 skills: find the right ones and show them, beside a search by meaning alone.
 
-Goes in: generated skills of 100 subjects and as many actions. Comes out: milliseconds per query and
-how often the skill that a paraphrase is about is among the first five. Peers do the half by
-meaning: Chroma alone (its documented in-memory client, our vectors) and one matrix product in
-NumPy; SQLite FTS5 alone does the other.
+Goes in: generated skills of 16 subjects and ten actions, and written ones with written questions
+among them (`benchmarks.skill_search`). Comes out: milliseconds per query over the generated, and
+how often the right one is found of the written. Peers do the half by meaning: Chroma alone (its
+documented in-memory client, our vectors) and one matrix product in NumPy; SQLite FTS5 alone does
+the other.
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ from agentloop.skills.similarity import embed
 from agentloop.store.embed import WordLlamaEmbedder
 from agentloop.tools.skills import TOKENS, catalogue
 from benchmarks.harness import Check, Result, main, median
+from benchmarks.skill_search import (
+    SHIPPED,
+    Searched,
+    candidates,
+    chosen,
+    compared,
+    read,
+    reciprocal,
+)
 
 COUNT, QUERIES, K = 10_000, 200, 5
 _ACTIONS = {
@@ -104,10 +114,40 @@ def chroma(
 
 
 def measure(quick: bool) -> Result:
-    """All of them on the same queries."""
+    """Time on the generated skills, quality on the written ones among them and by themselves."""
+    embedder = WordLlamaEmbedder()
+    timed, found = speed(quick, embedder), quality(embedder)
+    return Result(timed.rows + found.rows, timed.checks + found.checks, timed.packages)
+
+
+def quality(embedder: WordLlamaEmbedder) -> Result:
+    """How rankings are joined is what the tuning part finds best in the large library; then, once,
+    the reported part, in it and in a small one of the written skills alone."""
+    (ours, first), (others, second) = read("tuning"), read("reported")
+    written = [*ours, *others]
+    small = Finder(written, embedder)
+    large = Finder([*written, *library(COUNT - len(written))[0]], embedder)
+    ranks = chosen(Searched(large, first))
+    rows: list[dict[str, Any]] = [
+        {"tuning": name, "quality": round(value, 4)} for name, value in ranks.items()
+    ][:5]
+    best = next(name for name in ranks if name.startswith("convex"))
+    tried = {"reciprocal ranks, 60, words 0.5": reciprocal(60), best: candidates()[best]}
+    reported = [compared(Searched(finder, second), tried) for finder in (large, small)]
+    gain = {who: reported[0][-1][f"gain_over_{who}"][0] for who in ("words", "meaning")}
+    return Result([*rows, *reported[0], *reported[1]], [
+        Check("tuning: the best less what is shipped", max(ranks.values()) - ranks[SHIPPED], 0.0,
+              at_most=True),
+        Check("found among 5 more often than by words", gain["words"], 0.0),
+        Check("found among 5 more often than by meaning", gain["meaning"], 0.0),
+    ])  # fmt: skip
+
+
+def speed(quick: bool, embedder: WordLlamaEmbedder) -> Result:
+    """All of them on the same queries. That the right one is among five is told as well, but the
+    fusion's constant was once fitted to these very questions."""
     skills, asked = library(COUNT)
     asked = asked[:50] if quick else asked
-    embedder = WordLlamaEmbedder()
     names = [name for name, _ in skills]
     vectors = embed(
         [f"{one.name.replace('-', ' ')}. {one.description}" for _, one in skills], embedder
@@ -139,11 +179,9 @@ def measure(quick: bool) -> Result:
     spent = 1000 * (time.perf_counter() - begun)
     count = _tokens(shown)
     rows.append({"who": "catalogue", "ms": round(spent, 3), "tokens": count, "budget": TOKENS})
-    others = max(row[f"found_in_{K}"] for row in rows[2:5])
     return Result(rows, [
         Check(f"one of {COUNT} skills, p50 ms", ours["p50_ms"], 20.0, at_most=True),
         Check("the same, exact", exact["p50_ms"], 20.0, at_most=True),
-        Check("found less than the best alone", others - ours[f"found_in_{K}"], 0.05, at_most=True),
         Check("tokens of the catalogue", count, TOKENS, at_most=True),
     ], ("chromadb", "numpy", "wordllama"))  # fmt: skip
 
