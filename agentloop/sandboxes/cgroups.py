@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from agentloop.sandboxes.owned import PREFIX, ended, owner
 from agentloop.sandboxes.profile import Profile
 
-PREFIX = "agentloop-"
 ROOT = Path("/sys/fs/cgroup")
 PERIOD = 100_000
 """Microseconds over which processor time is counted, the kernel's default."""
@@ -65,7 +65,8 @@ class Group:
                     break
                 with contextlib.suppress(OSError):
                     for pid in (folder / "cgroup.procs").read_text().split():
-                        os.kill(int(pid), signal.SIGKILL)
+                        if pid != "0":  # one that cannot be seen from here; to `kill`, all of ours
+                            os.kill(int(pid), signal.SIGKILL)
                 if time.monotonic() > until:
                     break
                 time.sleep(0.002)
@@ -87,7 +88,7 @@ def group(profile: Profile) -> Iterator[Group]:
 
 
 def _make(made: Group, profile: Profile) -> None:
-    name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+    name = f"{PREFIX}{owner()}-{secrets.token_hex(8)}"
     memory, quota = profile.memory_mb * 2**20, int(profile.cpu * PERIOD)
     parents = _own()
     if "" in parents and (parents[""] / "cgroup.controllers").exists():
@@ -122,10 +123,9 @@ def _own() -> dict[str, Path]:
 
 
 def _folder(made: Group, path: Path) -> Path:
-    for old in path.parent.glob(f"{PREFIX}*-*"):  # of a process that was killed
-        if not os.path.exists(f"/proc/{old.name.rsplit('-', 2)[1]}"):
-            with contextlib.suppress(OSError):
-                old.rmdir()
+    for old in path.parent.glob(f"{PREFIX}*-*"):
+        if ended(old.name.removeprefix(PREFIX)):  # it was killed; what it ran may still be there
+            Group([old]).remove()
     path.mkdir()
     made.folders.append(path)
     return path

@@ -22,7 +22,6 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from agentloop.errors import MissingDependency, SandboxError, UsageError
@@ -34,6 +33,7 @@ from agentloop.sandboxes.docker_image import host_image
 from agentloop.sandboxes.interpreter import interpreter
 from agentloop.sandboxes.launched import FLOOD
 from agentloop.sandboxes.output import Kept, drain, one_line
+from agentloop.sandboxes.owned import ended, owner
 from agentloop.sandboxes.profile import Profile
 
 WARM = 2
@@ -248,7 +248,7 @@ class DockerSandbox:
                 "nosuid,nodev",
             },
             "log_config": sdk.types.LogConfig(type="none"),
-            "labels": {LABEL: _owner(os.getpid())},
+            "labels": {LABEL: owner()},
             "runtime": profile.runtime,
         }
         for control in self._without:
@@ -364,23 +364,9 @@ def _remove(container: _Container) -> None:
 def _sweep(client: Any) -> None:
     """Remove what processes of this machine left that have ended since."""
     for found in client.containers.list(all=True, ignore_removed=True, filters={"label": LABEL}):
-        space, process, _ = found.labels[LABEL].split("/")
-        if space == _space() and _owner(int(process)) != found.labels[LABEL]:
+        if ended(found.labels[LABEL]):
             with contextlib.suppress(_sdk().errors.NotFound):
                 found.remove(force=True, v=True)
-
-
-def _owner(process: int) -> str:
-    """Who made a container: which processes it counts among, its number and when it started."""
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return ""
-    return f"{_space()}/{process}/{stat.rpartition(')')[2].split()[19]}"
-
-
-def _space() -> str:
-    return os.readlink("/proc/self/ns/pid").strip("pid:[]")
 
 
 @contextmanager

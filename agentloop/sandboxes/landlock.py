@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import sys
 import tempfile
 from collections.abc import Collection, Iterator
@@ -24,6 +23,7 @@ from agentloop.sandboxes.bwrap import UIDS, read_from
 from agentloop.sandboxes.cgroups import group
 from agentloop.sandboxes.interpreter import interpreter
 from agentloop.sandboxes.launched import Launched, Start
+from agentloop.sandboxes.owned import folder
 from agentloop.sandboxes.profile import Profile
 from agentloop.sandboxes.seccomp import read_filter
 
@@ -68,10 +68,9 @@ class _Rules:
         """A folder, descriptors and a control group."""
         own, uid = interpreter(), secrets.choice(UIDS) if self.own_user else 0
         with ExitStack() as stack:
-            folder = tempfile.mkdtemp(prefix="agentloop-landlock-", dir=_place() if uid else None)
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            place = stack.enter_context(folder("landlock", _place() if uid else None))
             if uid:
-                os.chown(folder, uid, uid)
+                os.chown(place, uid, uid)
             limits = stack.enter_context(group(self._profile))
             filter = stack.enter_context(read_from(self._filter))
             prefix, environment = os.fspath(own.prefix), dict[str, str]()
@@ -86,7 +85,7 @@ class _Rules:
             joined = "cgroup" not in self._without and limits.made
             yield Start(
                 (os.fspath(own.executable), "-I", "-S", "-B", "-c", SOURCE, str(filter),
-                 str(uid), folder, *seen, "--", program),
+                 str(uid), place, *seen, "--", program),
                 descriptors=tuple(descriptors),
                 environment=os.environ if "environment" in self._without else environment,
                 joined=limits.join if joined else lambda pid: None,

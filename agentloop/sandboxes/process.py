@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import logging
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from agentloop.sandboxes.launched import Launched, Start
+from agentloop.sandboxes.owned import folder
 from agentloop.sandboxes.profile import Profile
 
 _log = logging.getLogger("agentloop")
@@ -34,5 +34,5 @@ class _NoWalls:
     @contextmanager
     def raised(self) -> Iterator[Start]:
         """A folder, and the interpreter as it is."""
-        with tempfile.TemporaryDirectory(prefix="agentloop-process-") as folder:
-            yield Start((sys._base_executable,), folder)  # type: ignore[attr-defined]
+        with folder("process") as place:
+            yield Start((sys._base_executable,), place)  # type: ignore[attr-defined]

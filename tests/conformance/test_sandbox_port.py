@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import secrets
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -312,24 +311,54 @@ def running(name: str) -> list[str]:
 def test_a_program_ends_with_its_host(name: str) -> None:
     called = f"sbx{secrets.token_hex(4)}"
     code = f"import ctypes, time\nctypes.CDLL(None).prctl(15, {called.encode()!r}, 0, 0, 0)\n"
-    host = (
+    with host(name, code + "time.sleep(60)") as pid:
+        assert until(lambda: bool(running(called)))
+    assert until(lambda: not running(called))
+    with cgroups.group(read_profile(ROOT / "sandboxes" / name / "profile.yaml")):
+        left = [path.name.rsplit("-", 2)[1] for path in cgroups.ROOT.rglob("agentloop-*-*")]
+    assert str(pid) not in left
+    assert run(_shipped(name), "1").stdout == "1\n"  # which takes away the folder too
+
+
+@pytest.mark.parametrize(
+    "name", ["process", pytest.param("landlock", marks=pytest.mark.integration)]
+)
+def test_the_next_start_takes_away_what_a_killed_host_left(name: str) -> None:
+    """Its folder, and, where there are control groups, what its program had started."""
+    place, called = Path(tempfile.gettempdir()), f"sbx{secrets.token_hex(4)}"
+    code = (
+        "import ctypes, os, time\nopen('mark', 'w').close()\n"
+        "if os.fork() == 0: "
+        f"ctypes.CDLL(None).prctl(15, {called.encode()!r}, 0, 0, 0)\ntime.sleep(5)"
+    )
+    with host(name, code):
+        assert until(lambda: bool(running(called)) and bool(list(place.glob("*/mark"))))
+    assert list(place.glob("*/mark"))
+    (place / "agentloop-other-1-1-1-x").mkdir()  # of another machine's process, for all we know
+    sandbox = _process() if name == "process" else _shipped(name)
+    with cgroups.group(Profile(backend="monty")) as group:
+        killed = group.made and name == "landlock"
+    assert run(sandbox, "1").stdout == "1\n"
+    assert not killed or not running(called)
+    assert [path.name for path in place.iterdir()] == ["agentloop-other-1-1-1-x"]
+    (place / "agentloop-other-1-1-1-x").rmdir()
+
+
+@contextlib.contextmanager
+def host(name: str, code: str) -> Iterator[int]:
+    """A process that runs `code` in a shipped sandbox, and is killed."""
+    text = (
         "import asyncio\nfrom pathlib import Path\n"
         "from agentloop.sandboxes.profile import bare, read_profile\n"
         f"profile = read_profile(Path({str(ROOT)!r}) / 'sandboxes/{name}/profile.yaml')\n"
-        f"asyncio.run(bare(profile).run({code + 'time.sleep(60)'!r}))\n"
+        f"asyncio.run(bare(profile).run({code!r}))\n"
     )
-    environment = {**os.environ, "TMPDIR": tempfile.mkdtemp(prefix="killed-")}
-    os.chmod(environment["TMPDIR"], 0o755)
-    with subprocess.Popen([sys.executable, "-c", host], cwd=ROOT, env=environment) as process:
+    environment = {**os.environ, "TMPDIR": tempfile.gettempdir()}
+    with subprocess.Popen([sys.executable, "-c", text], cwd=ROOT, env=environment) as process:
         try:
-            assert until(lambda: bool(running(called)))
+            yield process.pid
         finally:
             process.kill()
-    assert until(lambda: not running(called))
-    shutil.rmtree(environment["TMPDIR"])
-    with cgroups.group(read_profile(ROOT / "sandboxes" / name / "profile.yaml")):
-        left = [path.name.rsplit("-", 2)[1] for path in cgroups.ROOT.rglob("agentloop-*-*")]
-    assert str(process.pid) not in left
 
 
 def until(true: Callable[[], bool]) -> bool:

@@ -185,7 +185,7 @@ asyncio.run(sandbox.run("import time\\nwhile True: time.sleep(1)"))
     command = [sys.executable, "-c", code, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline() == b"ready\n"
-        owner = backend._owner(process.pid)
+        owner = backend.owner(process.pid)
         assert len(containers(label=f"{LABEL}={owner}")) >= 1
         os.kill(process.pid, signal.SIGKILL)
     assert run(box(), "1 + 1")[0].stdout == "2\n"

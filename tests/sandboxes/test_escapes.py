@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -37,6 +40,9 @@ class Answers:
 
     async def close(self) -> None:
         pass
+
+
+TRIES = 5
 
 
 def found(sandbox: Answers | OpenSandbox, *attempts: Attempt, together: int = 40) -> list[Reached]:
@@ -92,6 +98,30 @@ def test_a_secret_of_the_host_is_told_from_other_text() -> None:
         assert host.seen() == set()
 
 
+def test_the_dead_are_no_survivors() -> None:
+    """Nobody has buried the first yet; of the second only its first thread has ended."""
+    code = """
+import ctypes, os, sys, threading, time
+ctypes.CDLL(None).prctl(15, sys.argv[1].encode(), 0, 0, 0)
+if sys.argv[2] == "thread":
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    print("up", flush=True)
+    ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)
+print("up", flush=True)
+"""
+    with Host() as host:
+        for how, left in (("dead", 0), ("thread", 1)):
+            name = f"{host.token[:8]}{how}"
+            command = [sys.executable, "-c", code, name, how]
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+                assert process.stdout and process.stdout.readline() == b"up\n"
+                stat = Path(f"/proc/{process.pid}/stat")
+                while stat.read_text().rpartition(")")[2].split()[0] != "Z":
+                    time.sleep(0.01)
+                assert f"({name})" in stat.read_text()
+                assert host.survivors(name) == left
+
+
 def test_the_host_is_as_it_was() -> None:
     libc = ctypes.CDLL(None)
 
@@ -123,9 +153,17 @@ def test_each_attempt_succeeds_where_nothing_holds_it_back() -> None:
 @pytest.mark.integration
 @pytest.mark.skipif(not HAS_BWRAP, reason="bwrap is missing")
 def test_limits_are_exceeded_where_there_are_none() -> None:
+    """What takes processors fails beside other attempts, and tests, that do: so it is tried again
+    by itself. How long a run may take is no limit here: a busy machine takes its time."""
     tried = [attempt for attempt in RESOURCES if attempt.attacks != "time"]
-    got = {reached.attempt for reached in found(OpenSandbox(), *tried)}
+    open_to_all = OpenSandbox(seconds=120)
+    got = {reached.attempt for reached in found(open_to_all, *tried)}
+    missed = [attempt for attempt in tried if attempt not in got] * TRIES
+    while missed and (again := missed.pop()):
+        if again not in got:
+            got |= {reached.attempt for reached in found(open_to_all, again)}
     # Pipes are bounded by the kernel for users without rights.
     assert len(got) >= len(tried) - 2, [a.name for a in tried if a not in got]
-    got = {reached.attempt for reached in found(OpenSandbox(), *SURVIVORS[:10])}
-    assert len(got) == 10
+    outlive = [attempt for attempt in SURVIVORS if "out of time" not in attempt.name]
+    got = {reached.attempt for reached in found(open_to_all, *outlive)}
+    assert got == set(outlive)

@@ -37,6 +37,8 @@ FILES = ("/etc/shadow", "/etc/passwd", "/etc/hostname", "/etc/fstab")
 VARIABLE = "AGENTLOOP_CANARY"
 GRACE = 1.0
 """Seconds within which what a run started must be gone after its result came back."""
+LOOKS = 4
+"""In a row that must find none: one that hands over to its child again and again can be missed."""
 VICTIM = """
 import ctypes, os, signal, sys
 held = ctypes.create_string_buffer(sys.stdin.buffer.readline().strip())
@@ -89,9 +91,11 @@ class Host:
     def survivors(self, comm: str) -> int:
         """How many processes of this name, which nothing else has, were left after the grace; they
         are ended."""
-        until = time.monotonic() + GRACE
-        while left := [one for one in Path("/proc").glob("[0-9]*") if comm in _names(one)]:
-            if time.monotonic() > until:
+        until, none = time.monotonic() + GRACE, 0
+        while none < LOOKS:
+            left = [one for one in _newest_first() if comm in _names(one) and not _dead(one)]
+            none = 0 if left else none + 1
+            if left and time.monotonic() > until:
                 for process in left:
                     with suppress(OSError):
                         os.kill(int(process.name), signal.SIGKILL)
@@ -246,3 +250,19 @@ def _names(process: Path) -> tuple[str, str]:
         return (process / "comm").read_text().strip(), started.decode(errors="replace")
     except OSError:
         return "", ""
+
+
+def _dead(process: Path) -> bool:
+    """Is it over, if not buried yet? One whose first thread alone has ended lives on."""
+    try:
+        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+        return state == "Z" and len(os.listdir(process / "task")) == 1
+    except OSError:
+        return True
+
+
+def _newest_first() -> list[Path]:
+    """All processes; the kernel tells the number that it gave last, and gives them in a circle."""
+    last = int(Path("/proc/loadavg").read_text().split()[-1])
+    found = Path("/proc").glob("[0-9]*")
+    return sorted(found, key=lambda process: (last - int(process.name)) % 2**22)

@@ -14,19 +14,21 @@ kept = bytearray(2 * H["memory_mb"] * 2**20)
 kept[::4096] = b"x" * len(kept[::4096])
 reached()
 ## memory of several processes: memory
+import select
 done, ready = os.pipe()
+end, hold = os.pipe()
 for _ in range(4):
     if os.fork() == 0:
+        os.close(hold)
         kept = bytearray(H["memory_mb"] * 2**19)
         kept[::4096] = b"x" * len(kept[::4096])
         os.write(ready, b"x")
-        time.sleep(1)
+        os.read(end, 1)  # all have it at once
         os._exit(0)
-os.close(ready)
-got = b""
-while part := os.read(done, 4):
-    got += part
-if len(got) == 4:
+got = 0
+while got < 4 and os.waitpid(-1, os.WNOHANG) == (0, 0):
+    got += len(os.read(done, 4)) if select.select([done], [], [], 0.05)[0] else 0
+if got == 4:
     reached()
 ## memory shared between processes: memory
 import mmap
@@ -64,8 +66,9 @@ if born == 2 * H["pids"]:
 ## threads: pids
 import threading
 threading.stack_size(65536)
+end = threading.Event()
 for number in range(2 * H["pids"]):
-    threading.Thread(target=time.sleep, args=(1,), daemon=True).start()
+    threading.Thread(target=end.wait, daemon=True).start()
 if threading.active_count() > 2 * H["pids"]:
     reached()
 ## one long file: disk
@@ -111,7 +114,7 @@ reached()
 ## processors: cpu
 began, until = time.monotonic(), time.monotonic() + 1
 children = []
-for _ in range(4):
+for _ in range(16):  # so many have most of a machine that others use as well
     child = os.fork()
     if child == 0:
         while time.monotonic() < until:
@@ -178,6 +181,13 @@ if os.fork() == 0:
 value, _ = call("clone", 0x8000 | int(signal.SIGCHLD), 0, 0, 0, 0)  # CLONE_PARENT
 if value == 0:
     stay()
+## its first thread ended: survivors
+import threading
+if os.fork() == 0:
+    os.setsid()
+    libc.prctl(15, H["comm"].encode(), 0, 0, 0)
+    threading.Thread(target=stay).start()
+    libc.syscall(60 if X86 else 93, 0)  # exit, of this thread alone
 ## stopped: survivors
 if os.fork() == 0:
     libc.prctl(15, H["comm"].encode(), 0, 0, 0)
