@@ -1,4 +1,4 @@
-"""Commands on the life of skills: learn, test, promote, retire, revoke, merge.
+"""Commands on the life of skills: learn, revise, merge, test, promote, retire, revoke.
 
 Goes in: a version or a source. Comes out: what was decided. Only a sandbox runs anything of a
 skill, and only a person vouches for what came from elsewhere.
@@ -19,7 +19,7 @@ from agentloop.cli.skills import skills
 from agentloop.errors import UsageError
 
 if TYPE_CHECKING:
-    from agentloop.records import Json, SkillTests
+    from agentloop.records import Json, Skill, SkillTests
     from agentloop.store.archive import Archive
     from agentloop.store.review import Withdrawn
 
@@ -37,13 +37,14 @@ def learn(
     from agentloop.records import Skill
     from agentloop.skills.induce import cluster, induce
     from agentloop.store.embed import WordLlamaEmbedder
-    from agentloop.store.lives import begin, origin, states
+    from agentloop.store.lives import begin, origin, revoked_in, states
     from agentloop.store.query import Query
 
     with opt.open_archive(home) as archive:
         solved = archive.episodes(Query(run=run, success=True))
         if not solved:
             raise UsageError(f"`{run}` has no solved rollouts; see: agentloop runs list")
+        solved = [one for one in solved if not revoked_in(archive.log, one.id)]
         groups = cluster(solved, WordLlamaEmbedder())
         known = states(archive.log)
         library = {
@@ -70,6 +71,36 @@ def learn(
         show.tell(f"{verb}: {row['name']} from {row['evidence']} episodes {row['id'] or ''}")
     if not rows:
         show.tell("no kind of task was solved twice")
+    return 0
+
+
+@skills.command(short_help="Put a changed version of a skill into quarantine.")
+def revise(
+    name: Annotated[str, typer.Argument(help="A promoted skill's name or id.")],
+    changed: Annotated[Path, typer.Option("--from", help="Folder or archive of what it becomes.")],
+    home: opt.Home = None, as_json: opt.AsJson = False, dry_run: opt.DryRun = False,
+) -> int:  # fmt: skip
+    """Put a changed version into quarantine; the old one serves until this one is promoted."""
+    from agentloop.records import SkillStep, artifact_id
+    from agentloop.skills.library import digest, gather
+    from agentloop.store.lives import begin
+
+    with opt.open_archive(home) as archive:
+        old, before = _in_service(archive, name)
+        [found] = gather(changed, [before.name])
+        made = replace(found, parents=(old,))
+        if artifact_id(made) == old:
+            raise UsageError(f"`{changed}` is what {old} is already; change it first")
+        step = SkillStep(
+            skill="", state="quarantined", reason=f"revised from {changed}",
+            source=f"file/{digest([found])}", tainted=True,
+        )  # fmt: skip
+        [(id, new)] = [("", True)] if dry_run else begin(archive.log, [made], step)
+    if as_json:
+        opt.print_json({"id": id or None, "parents": [old], "new": new, "done": not dry_run})
+        return 0
+    verb = "would revise" if dry_run else "quarantined" if new else "known already"
+    show.tell(f"{verb}: {made.name} {id}".rstrip())
     return 0
 
 
@@ -133,18 +164,22 @@ def promote(
     reason: Why = "promoted by a person",
     home: opt.Home = None, as_json: opt.AsJson = False, dry_run: opt.DryRun = False,
 ) -> int:  # fmt: skip
-    """Let a tested skill be given to agents: of use on held-out tasks, or vouched for by you."""
+    """Let a tested skill be given to agents: of use on held-out tasks, or vouched for by you. It
+    takes the place of the versions in service that it was made of."""
     from agentloop.records import Skill
-    from agentloop.store import review
+    from agentloop.store import lives, review
 
     with opt.open_archive(home) as archive:
         name = archive.id(id, Skill)
-        step = review.promote(archive, name, reason=reason, reviewed=reviewed_by, dry=dry_run)
+        step = lives.states(archive.log).get(name)
+        if step is None or step.state != "promoted" or not review.replaced(archive, name):
+            step = review.promote(archive, name, reason=reason, reviewed=reviewed_by, dry=dry_run)
+        gone = review.succeed(archive, name, reason=f"{name} takes its place", dry=dry_run)
     if as_json:
-        opt.print_json({**asdict(step), "done": not dry_run})
-    else:
-        show.tell(f"{'would be' if dry_run else 'is'} promoted: {name}", style="bold")
-    return 0
+        opt.print_json({**asdict(step), "replaces": list(gone.skills), "done": not dry_run})
+        return 0
+    show.tell(f"{'would be' if dry_run else 'is'} promoted: {name}", style="bold")
+    return _told(gone, "retired", as_json, dry_run) if gone.skills else 0
 
 
 @skills.command()
@@ -167,11 +202,15 @@ def revoke(
     reason: Why = "revoked by a person",
     home: opt.Home = None, as_json: opt.AsJson = False, dry_run: opt.DryRun = False,
 ) -> int:  # fmt: skip
-    """Take away, in one transaction and for good, all skills from a source and all made of them."""
+    """Take away, in one transaction and for good, all skills and instructions from a source and
+    all made of them; skills that call theirs go back into quarantine."""
+    from agentloop.records import Skill
+    from agentloop.skills.functions import callers
     from agentloop.store import review
 
     with opt.open_archive(home) as archive:
-        gone = review.revoke(archive, source, reason=reason, dry=dry_run)
+        calls = callers({name: skill for name, skill, _ in archive.artifacts(Skill)})
+        gone = review.revoke(archive, source, reason=reason, dry=dry_run, calls=calls)
     return _told(gone, "revoked", as_json, dry_run)
 
 
@@ -180,13 +219,33 @@ def _told(gone: Withdrawn, state: str, as_json: bool, dry_run: bool) -> int:
         opt.print_json({**asdict(gone), "done": not dry_run})
         return 0
     verb = f"would be {state}" if dry_run else state
-    for name in gone.skills:
+    for name in (*gone.skills, *gone.instructions):
         show.tell(f"{verb}: {name}")
+    for name in gone.callers:
+        show.tell(f"{'would be' if dry_run else 'is'} quarantined, as it calls these: {name}")
     for alias in gone.aliases:
         show.tell(f"{alias} {'would serve' if dry_run else 'serves'} without them", style="bold")
-    if not gone.skills and not gone.aliases:
+    if not (gone.skills or gone.instructions or gone.callers or gone.aliases):
         show.tell(f"nothing is left to be {state}")
     return 0
+
+
+def _in_service(archive: Archive, ref: str) -> tuple[str, Skill]:
+    """The promoted version that a name or an id means; raises `UsageError`, `UnknownName`."""
+    from agentloop.records import Skill
+    from agentloop.store.lives import states
+
+    promoted = {
+        one: archive.get(one, Skill)
+        for one, step in states(archive.log).items() if step.state == "promoted"
+    }  # fmt: skip
+    found = [one for one, skill in promoted.items() if skill.name == ref]
+    if len(found) > 1:
+        raise UsageError(f"{' and '.join(found)} are both `{ref}`; give the id of one")
+    name = found[0] if found else archive.id(ref, Skill)
+    if name not in promoted:
+        raise UsageError(f"{name} is not promoted; import the changed one instead")
+    return name, promoted[name]
 
 
 async def _tested(archive: Archive, name: str, sandbox: str, workspace: Path | None) -> SkillTests:
@@ -201,6 +260,7 @@ async def _tested(archive: Archive, name: str, sandbox: str, workspace: Path | N
     from agentloop.workspace import Workspace
 
     promoted = {one for one, step in states(archive.log).items() if step.state == "promoted"}
+    promoted -= set(archive.get(name, Skill).parents)  # it is tested in their place
     library = {one: archive.get(one, Skill) for one in sorted({*promoted, name})}
     opened = open_sandbox(sandbox, Workspace.find(workspace))
 

@@ -102,6 +102,23 @@ def dependencies(library: Mapping[str, Skill]) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def callers(library: Mapping[str, Skill]) -> dict[str, set[str]]:
+    """Id -> ids of all skills that define a function it calls, whichever of several is meant: for
+    finding who may have used one, where `dependencies` is for running them."""
+    offered: dict[str, set[str]] = {}
+    scripts = {name: [script for _, script in _scripts(skill)] for name, skill in library.items()}
+    for name, parts in scripts.items():
+        for script in parts:
+            for function in script.functions:
+                offered.setdefault(function.name, set()).add(name)
+    found: dict[str, set[str]] = {}
+    for name, parts in scripts.items():
+        own = {one for script in parts for one in script.defines}
+        needs = {one for script in parts for one in script.needs} - own
+        found[name] = {one for need in needs & offered.keys() for one in offered[need]}
+    return found
+
+
 def program(name: str, library: Mapping[str, Skill]) -> str:
     """The scripts of a skill and of all it calls, these first, as one source. Raises `UsageError`
     when skills call each other in a circle, or define one name twice."""

@@ -36,7 +36,7 @@ def history(log: Log, skill: str) -> list[SkillStep]:
 def begin(log: Log, skills: Sequence[Skill], step: SkillStep) -> list[tuple[str, bool]]:
     """Store versions in quarantine, all or none, each with `step` under its own id; (id, whether it
     is new) of each. One that is known keeps its life, and one made from a tainted version is
-    tainted. Raises `UsageError` when the source, or a version it was made from, was revoked."""
+    tainted. Raises `UsageError` when the source, or anything it was made from, was revoked."""
     known = states(log)
     drafts, told = [], []
     if log.get(REVOKED, step.source) is not None:
@@ -47,6 +47,12 @@ def begin(log: Log, skills: Sequence[Skill], step: SkillStep) -> list[tuple[str,
         above = [known[parent] for parent in skill.parents if parent in known]
         if any(one.state == "revoked" for one in above):
             raise UsageError(f"`{skill.name}` was made from a version that was revoked; leave it")
+        for episode in skill.evidence:
+            if gone := revoked_in(log, episode):
+                raise UsageError(
+                    f"`{skill.name}` was made from {episode}, which came of `{gone}`; that was "
+                    "revoked: leave it"
+                )
         if name not in known:
             tainted = step.tainted or any(one.tainted and not one.reviewed for one in above)
             first = replace(step, skill=name, state="quarantined", tainted=tainted)
@@ -77,6 +83,29 @@ def origin(log: Log, skill: Skill) -> SkillStep:
         skill="", state="quarantined", source=f"run/{'+'.join(sorted(runs))}", tainted=tainted,
         messages=tuple(messages), reason=f"learned from {len(skill.evidence)} episodes",
     )  # fmt: skip
+
+
+def made_of(log: Log, episode: str) -> tuple[str, set[str]]:
+    """`run/<id>` of an episode, and the versions that were in use in it: skills and instruction;
+    nothing of one that is not in the log."""
+    entry = log.get("episode", episode)
+    if entry is None:
+        return "", set()
+    body: Any = entry.body
+    bundle = log.get("bundle", body["bundle"])
+    text = {cast(Any, bundle.body)["instruction"]} if bundle else set()
+    return f"run/{body['run']}", {*body.get("skills", ()), *text}
+
+
+def revoked_in(log: Log, episode: str) -> str:
+    """What of an episode was revoked: itself, its run, a skill or the instruction that was in use;
+    empty when nothing was."""
+    run, parts = made_of(log, episode)
+    for name in (episode, run, *sorted(parts)):
+        steps = _steps(log, f"{name}#")
+        if log.get(REVOKED, name) is not None or (steps and steps[-1].state == "revoked"):
+            return name
+    return ""
 
 
 def usage(log: Log) -> dict[str, tuple[int, int]]:

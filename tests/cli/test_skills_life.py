@@ -64,3 +64,38 @@ def test_learn_test_and_merge(home: Path, data: Data, refused: Refused) -> None:
     assert run(["skills", "show", merged["id"]]) == 0
     gone = data("skills", "revoke", "--source", "run/r2", "--dry-run")
     assert set(gone["skills"]) == {again["id"], merged["id"]}
+
+
+def test_a_revision_takes_the_place_of_what_it_revises(
+    home: Path, tmp_path: Path, data: Data, refused: Refused
+) -> None:
+    case = '{"function": "area", "cases": [{"arguments": [2], "expected": 12}]}'
+    files = {"scripts/area.py": AREA, "tests/area.json": case}
+    user = 'def twice(r: int) -> int:\n    """Two of them."""\n    return area(r) + area(r)\n'
+    calls = '{"function": "twice", "cases": [{"arguments": [2], "expected": 24}]}'
+    caller = {"scripts/twice.py": user, "tests/twice.json": calls}
+    for one in (skill(files, "circles"), skill(caller, "pairs")):
+        export(one, tmp_path / "theirs")
+    told = data("skills", "import", "--from", str(tmp_path / "theirs"))["skills"]
+    old, pairs = (one["id"] for one in told)
+    revise = ("skills", "revise", "circles", "--from", str(tmp_path / "mine" / "circles"))
+    better = {**files, "scripts/area.py": AREA.replace("3 * r * r", "r * r * 3")}
+    export(skill(better, "circles"), tmp_path / "mine")
+    assert "skill" in refused(*revise)  # no name of a promoted one yet
+    assert "is not promoted" in refused("skills", "revise", old, *revise[3:])
+    for name in (old, pairs):
+        assert data("skills", "test", name)["ok"]
+        assert data("skills", "promote", name, "--reviewed-by", "me")["replaces"] == []
+    assert "already" in refused(*revise[:4], str(tmp_path / "theirs"))
+    assert not data(*revise, "--dry-run")["done"]
+    new = data(*revise)["id"]
+    assert data("skills", "test", new)["ok"]  # beside the old one, which defines the same
+    listed = {one["id"]: one["state"] for one in data("skills", "list")}
+    assert (listed[old], listed[new]) == ("promoted", "quarantined")
+    assert "nobody vouches" in refused("skills", "promote", new)
+    assert data("skills", "promote", new, "--reviewed-by", "me")["replaces"] == [old]
+    life = data("skills", "show", new)
+    assert life["parents"] == [old] and life["life"][-1]["state"] == "promoted"
+    gone = data("skills", "revoke", "--source", new)
+    assert (gone["skills"], gone["callers"]) == ([new], [pairs])
+    assert run(["skills", "revoke", "--source", old]) == 0
