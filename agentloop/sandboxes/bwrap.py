@@ -15,12 +15,13 @@ import secrets
 import shutil
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
 from agentloop.errors import MissingDependency, SandboxError, UsageError
 from agentloop.sandboxes.cgroups import group
+from agentloop.sandboxes.egress import ENVIRONMENT, INSIDE, Broker, broker
 from agentloop.sandboxes.interpreter import Interpreter, interpreter
 from agentloop.sandboxes.launched import Launched, Start
 from agentloop.sandboxes.profile import Profile
@@ -86,17 +87,24 @@ class _Namespaces:
     def raised(self) -> Iterator[Start]:
         """Descriptors and a control group; all else lives and dies with the process."""
         own = interpreter()
-        with group(self._profile) as limits, read_from(self._filter) as descriptor:
+        with (
+            group(self._profile) as limits,
+            read_from(self._filter) as descriptor,
+            ExitStack() as way,
+        ):
             joined = "cgroup" not in self._without and limits.made
+            out = way.enter_context(broker(self._profile)) if self._profile.egress else None
             yield Start(
-                self.command(own, descriptor),
+                self.command(own, descriptor, out),
                 descriptors=(descriptor,),
                 environment=os.environ if "environment" in self._without else {},
                 joined=limits.join if joined else lambda pid: None,
                 verdict=lambda: "MemoryError: out of memory" if limits.out_of_memory() else "",
             )
 
-    def command(self, own: Interpreter, descriptor: int) -> tuple[str, ...]:
+    def command(
+        self, own: Interpreter, descriptor: int, out: Broker | None = None
+    ) -> tuple[str, ...]:
         """All three steps, up to and with the interpreter."""
         root, without = os.geteuid() == 0, self._without
         unshare, shell, setpriv, bwrap = self._tools
@@ -116,7 +124,7 @@ class _Namespaces:
         return (
             *stage, disk,
             *(drop if root and "user" not in without else ()),
-            bwrap, *self._namespaces(descriptor), *_view(own, place),
+            bwrap, *self._namespaces(descriptor), *_view(own, place), *_way(out),
             *(() if "readonly" in without else ("--remount-ro", "/dev", "--remount-ro", "/")),
             "--chdir", "/work", str(own.executable),
         )  # fmt: skip
@@ -149,6 +157,14 @@ def _view(own: Interpreter, place: str) -> tuple[str, ...]:
     for name, at in (("work", "/work"), ("tmp", "/tmp"), ("shm", "/dev/shm")):
         seen += ["--bind", f"{place}/disk/{name}", at]
     return tuple(seen)
+
+
+def _way(out: Broker | None) -> tuple[str, ...]:
+    """The way out, where there is one."""
+    if out is None:
+        return ()
+    told = [word for item in ENVIRONMENT.items() for word in ("--setenv", *item)]
+    return ("--ro-bind", str(out.place), INSIDE, *told)
 
 
 @cache

@@ -45,6 +45,8 @@ def main(requests: int, replies: int) -> None:
     module = ModuleType("__main__")
     sys.modules["__main__"], sys.argv = module, [NAME, *arguments]
     sys.path.append(os.getcwd())
+    if broker := os.environ.get("AGENTLOOP_EGRESS"):
+        way_out(broker)
     say(sink, b"ready")
     if mode == "session":
         if replies == 1:  # the code's stdout is now its stderr
@@ -84,6 +86,29 @@ def lower(kind: str, most: str) -> None:
     hard = resource.getrlimit(number)[1]
     value = int(most) if hard == resource.RLIM_INFINITY else min(int(most), hard)
     resource.setrlimit(number, (value, value))
+
+
+def way_out(path: str) -> None:
+    """Lead `urllib` and `http.client` to the broker's socket where they look for the proxy: there
+    are no sockets here but unix ones, which have no options of TCP."""
+    import socket
+
+    class Line(socket.socket):
+        def setsockopt(self, *arguments) -> None:  # type: ignore[no-untyped-def]
+            if arguments[0] != socket.IPPROTO_TCP:
+                super().setsockopt(*arguments)
+
+    usual = socket.create_connection
+
+    def connect(address, timeout=None, *rest, **options):  # type: ignore[no-untyped-def]
+        if address[0] != "egress":
+            return usual(address, timeout, *rest, **options)
+        line = Line(socket.AF_UNIX)
+        line.settimeout(timeout if isinstance(timeout, int | float) else None)
+        line.connect(path)
+        return line
+
+    socket.create_connection = connect
 
 
 def program(code: bytes, namespace: dict[str, object]) -> None:

@@ -20,7 +20,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from agentloop.records import Program, SandboxResult
 from agentloop.sandboxes.bwrap import CLAIMS
 from agentloop.sandboxes.channel import LINE, LineSession, Mode, child_arguments, expect, job
 from agentloop.sandboxes.docker_image import host_image
+from agentloop.sandboxes.egress import ENVIRONMENT, INSIDE, broker
 from agentloop.sandboxes.interpreter import interpreter
 from agentloop.sandboxes.launched import FLOOD
 from agentloop.sandboxes.output import Kept, drain, one_line
@@ -79,6 +80,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
 class _Container:
     handle: Any
     line: socket.socket
+    way: ExitStack
     ended: bool = False
 
 
@@ -199,9 +201,15 @@ class DockerSandbox:
 
     def _create(self) -> _Container:
         """Make a container, attach to it and start it."""
-        with _blamed("the sandbox did not start"):
+        with _blamed("the sandbox did not start"), ExitStack() as way:
             client = self._connected()
-            handle = client.containers.create(self._image, **self._settings())
+            settings = self._settings()
+            if self.profile.egress:
+                place = way.enter_context(broker(self.profile)).place
+                shown = {str(place): {"bind": INSIDE, "mode": "ro"}}
+                settings["volumes"] = {**settings.get("volumes", {}), **shown}
+                settings["environment"] |= ENVIRONMENT
+            handle = client.containers.create(self._image, **settings)
             try:
                 stream = client.api.attach_socket(
                     handle.id, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
@@ -213,7 +221,7 @@ class DockerSandbox:
             except BaseException:
                 handle.remove(force=True, v=True)
                 raise
-        return _Container(handle, line)
+            return _Container(handle, line, way.pop_all())
 
     def _connected(self) -> Any:
         with self._lock:
@@ -221,9 +229,12 @@ class DockerSandbox:
                 with socket.socket(socket.AF_UNIX) as line:
                     line.connect(self._path)  # where nobody answers the SDK leaks a socket
                 client = _sdk().DockerClient.from_env(timeout=ENGINE_SECONDS)
-                _sweep(client)
-                self._image = self.profile.image or host_image(client)
-                self._client = client
+                with ExitStack() as unless:
+                    unless.callback(client.close)
+                    _sweep(client)
+                    self._image = self.profile.image or host_image(client)
+                    self._client = client
+                    unless.pop_all()
             return self._client
 
     def _settings(self) -> dict[str, Any]:
@@ -354,7 +365,7 @@ def _why(state: dict[str, Any], said: str) -> str:
 def _remove(container: _Container) -> None:
     """Kill and remove; gone already is as good."""
     container.line.close()
-    with _blamed("a container could not be removed"):
+    with _blamed("a container could not be removed"), container.way:
         try:
             container.handle.remove(force=True, v=True)
         except _sdk().errors.NotFound:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from agentloop.sandboxes.bwrap import UIDS, read_from
 from agentloop.sandboxes.cgroups import group
 from agentloop.sandboxes.interpreter import interpreter
 from agentloop.sandboxes.launched import Launched, Start
-from agentloop.sandboxes.owned import folder
+from agentloop.sandboxes.owned import folder, open_place, open_to_all
 from agentloop.sandboxes.profile import Profile
 from agentloop.sandboxes.seccomp import read_filter
 
@@ -68,14 +67,14 @@ class _Rules:
         """A folder, descriptors and a control group."""
         own, uid = interpreter(), secrets.choice(UIDS) if self.own_user else 0
         with ExitStack() as stack:
-            place = stack.enter_context(folder("landlock", _place() if uid else None))
+            place = stack.enter_context(folder("landlock", open_place() if uid else None))
             if uid:
                 os.chown(place, uid, uid)
             limits = stack.enter_context(group(self._profile))
             filter = stack.enter_context(read_from(self._filter))
             prefix, environment = os.fspath(own.prefix), dict[str, str]()
             descriptors = [filter]
-            if uid and not _open_to_all(own.executable, own.stdlib):
+            if uid and not open_to_all(own.executable, own.stdlib):
                 descriptors.append(held := os.open(own.prefix, os.O_PATH | os.O_DIRECTORY))
                 stack.callback(os.close, held)
                 prefix = f"/proc/self/fd/{held}"
@@ -91,15 +90,3 @@ class _Rules:
                 joined=limits.join if joined else lambda pid: None,
                 verdict=lambda: "MemoryError: out of memory" if limits.out_of_memory() else "",
             )  # fmt: skip
-
-
-def _open_to_all(*paths: Path) -> bool:
-    """Can any user reach and read all of them?"""
-    whole = {one for path in paths for one in (path, *path.parents)}
-    return all(os.stat(path).st_mode & 0o5 == 0o5 for path in whole)
-
-
-def _place() -> str:
-    """Where another user can reach a folder."""
-    places = (tempfile.gettempdir(), "/tmp", "/var/tmp")
-    return next((one for one in places if _open_to_all(Path(one))), places[0])

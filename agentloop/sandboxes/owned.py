@@ -52,6 +52,18 @@ def folder(kind: str, place: str | None = None, mode: int = 0o700) -> Iterator[s
         yield path
 
 
+def open_to_all(*paths: Path) -> bool:
+    """Can any user reach and read all of them?"""
+    whole = {one for path in paths for one in (path, *path.parents)}
+    return all(os.stat(path).st_mode & 0o5 == 0o5 for path in whole)
+
+
+def open_place() -> str:
+    """Where another user can reach a folder."""
+    places = (tempfile.gettempdir(), "/tmp", "/var/tmp")
+    return next((one for one in places if open_to_all(Path(one))), places[0])
+
+
 @cache
 def _sweep(place: str) -> None:
     """Remove folders of processes that have ended."""

@@ -52,6 +52,10 @@ class Profile(BaseModel):
     cpu: float = Field(default=1.0, gt=0, le=1024)
     """Processors' worth of time."""
     network: Literal["none"] = "none"
+    egress: tuple[str, ...] = Field(default=(), max_length=64)
+    """Of `bwrap` and `docker`: `host:port`, each exact, that code may reach through a broker."""
+    egress_mb: int = Field(default=16, ge=1, le=65536)
+    """Through the broker, in a run or a session, both ways together."""
     seccomp: Path | None = None
     """The filter of system calls, relative to the profile; `seccomp.json` if that is there."""
     image: str | None = Field(default=None, pattern=r"^[a-z0-9][\w./:@-]{0,200}$")
@@ -73,6 +77,24 @@ class Profile(BaseModel):
             raise ValueError(
                 f"`unsafe: true` belongs to `process`; take it out of `{self.backend}`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_broker(self) -> Self:
+        if not self.egress:
+            return self
+        from agentloop.sandboxes.egress import entry
+
+        if self.backend not in ("bwrap", "docker") or self.runtime == "runsc":
+            has = "`runtime: runsc`" if self.runtime == "runsc" else f"`{self.backend}`"
+            raise ValueError(
+                f"{has} has no broker for `egress`; use `bwrap`, or `docker` with runc"
+            )
+        for one in self.egress:
+            try:
+                entry(one)
+            except UsageError as error:
+                raise ValueError(f"egress: {error}") from None
         return self
 
 

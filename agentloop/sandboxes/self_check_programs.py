@@ -15,12 +15,14 @@ from typing import Any
 
 from agentloop.errors import SessionEnded
 from agentloop.records import Program
+from agentloop.sandboxes.egress import ENVIRONMENT
 
 GONE_SECONDS = 2.0
 """After its result is back, what a program started is gone within this."""
 _SHOW = """\
 import os, sys, part
-print(part.text, sys.argv[1:], sorted(os.listdir()), os.path.isabs(os.getcwd()), len(os.environ))
+told = [name for name in os.environ if name not in ENVIRONMENT]
+print(part.text, sys.argv[1:], sorted(os.listdir()), os.path.isabs(os.getcwd()), len(told))
 print(open("bytes", "rb").read() == bytes(range(256)), os.read(0, 1))
 open("new", "w").write("x")
 sys.exit(7)
@@ -36,7 +38,9 @@ time.sleep({seconds})
 
 async def _files(sandbox: Any) -> list[str]:
     files = {"part.py": "text = 'ž 🎉'".encode(), "bytes": bytes(range(256))}
-    program = Program(code=_SHOW, files=files, arguments=("a b", "ž"))
+    program = Program(
+        code=f"ENVIRONMENT = {[*ENVIRONMENT]}\n{_SHOW}", files=files, arguments=("a b", "ž")
+    )
     problems = []
     for _ in range(2):  # the second shows whether the first left something
         result = await sandbox.execute(program)
