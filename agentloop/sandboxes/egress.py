@@ -297,7 +297,10 @@ def _request(head: bytes) -> tuple[str, int, bytes]:
 async def _hang_up(writer: asyncio.StreamWriter) -> None:
     """Close, once what was written has been read, or soon."""
     writer.close()
-    with contextlib.suppress(OSError, asyncio.CancelledError, TimeoutError):
+    try:
         async with asyncio.timeout(1.0):
             await writer.wait_closed()
-    writer.transport.abort()
+    except (TimeoutError, asyncio.CancelledError):
+        writer.transport.abort()
+    except OSError:
+        pass  # it was cut from the other side

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -86,10 +87,15 @@ def asked(*allowed: str, **limits: Any) -> Iterator[tuple[Broker, Callable[[str]
 
 def noted(made: Broker) -> Attempted:
     """What it wrote down last, which it does after its answer."""
-    until = time.monotonic() + 5
-    while not made.attempted and time.monotonic() < until:
-        time.sleep(0.01)
+    assert waited(made, 1)
     return made.attempted.pop()
+
+
+def waited(made: Broker, times: int) -> bool:
+    until = time.monotonic() + 5
+    while len(made.attempted) < times and time.monotonic() < until:
+        time.sleep(0.01)
+    return len(made.attempted) == times
 
 
 def test_what_is_named_is_reached(site: int, caplog: pytest.LogCaptureFixture) -> None:
@@ -193,10 +199,23 @@ def test_bytes_and_time_have_an_end(site: int, monkeypatch: pytest.MonkeyPatch) 
         assert say("x" * egress.HEAD * 3) == ""
         get = f"GET http://{here}/ HTTP/1.1\r\n\r\n"
         assert say(get).startswith("HTTP/1.1 200")
-        with pytest.raises(OSError), socket.socket(socket.AF_UNIX) as line:
-            line.connect(str(made.place / "socket"))
-            while line.send(b"x"):
-                time.sleep(0.01)
+        assert waited(made, egress.ATTEMPTS)
+        with contextlib.suppress(OSError):  # cut before it is asked, or after
+            assert say(get) == ""
+        assert len(made.attempted) == egress.ATTEMPTS
+
+
+def test_who_reads_slowly_gets_all(site: int) -> None:
+    here = f"127.0.0.1:{site}"
+    with asked(here) as (made, _), socket.socket(socket.AF_UNIX) as line:
+        line.connect(str(made.place / "socket"))
+        line.sendall(f"GET http://{here}/big HTTP/1.1\r\n\r\n".encode())
+        line.shutdown(socket.SHUT_WR)
+        got = 0
+        while part := line.recv(2**18):
+            got += len(part)
+            time.sleep(0.02)
+        assert got == noted(made).received > 3 * 2**20
 
 
 def test_it_is_gone_with_its_sandbox(site: int, monkeypatch: pytest.MonkeyPatch) -> None:
