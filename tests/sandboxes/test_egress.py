@@ -98,9 +98,12 @@ def waited(made: Broker, times: int) -> bool:
     return len(made.attempted) == times
 
 
-def test_what_is_named_is_reached(site: int, caplog: pytest.LogCaptureFixture) -> None:
-    log = logging.getLogger("agentloop")
-    log.addHandler(caplog.handler)
+def test_what_is_named_is_reached(
+    site: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What other tests ran may have switched off this logger, or what it passes on.
+    monkeypatch.setattr(logging.getLogger("agentloop"), "disabled", False)
+    monkeypatch.setattr(logging.getLogger("agentloop"), "handlers", [caplog.handler])
     caplog.set_level(logging.INFO, "agentloop")
     here = f"127.0.0.1:{site}"
     with asked(here) as (made, say):
@@ -114,7 +117,6 @@ def test_what_is_named_is_reached(site: int, caplog: pytest.LogCaptureFixture) -
         away = say(f"GET http://{here}/away HTTP/1.1\r\n\r\n")  # it follows none itself
         assert away.startswith("HTTP/1.1 302") and noted(made).where == here
         assert not made.attempted
-    log.removeHandler(caplog.handler)
     assert f"egress: Attempted(where='{here}', allowed=True" in caplog.text
 
 
