@@ -36,6 +36,7 @@ def learn(
     """Make a skill from each kind of task that a run solved twice or more, into quarantine."""
     from agentloop.records import Skill
     from agentloop.skills.induce import cluster, induce
+    from agentloop.skills.scan import scan
     from agentloop.store.embed import WordLlamaEmbedder
     from agentloop.store.lives import begin, origin, revoked_in, states
     from agentloop.store.query import Query
@@ -56,9 +57,11 @@ def learn(
             names = [one.name for one in made]
             skill = induce(group, others=others, taken=names, library=library)
             made += [] if skill is None else [skill]
-        told = [] if dry_run else [
-            one for skill in made for one in begin(archive.log, [skill], origin(archive.log, skill))
-        ]  # fmt: skip
+        told = []
+        for skill in [] if dry_run else made:
+            step = origin(archive.log, skill)  # what a reviewer is told about waits for one
+            step = replace(step, tainted=step.tainted or bool(scan(skill)))
+            told += begin(archive.log, [skill], step)
     rows = [
         {"id": told[at][0] if told else None, "name": one.name, "evidence": len(one.evidence)}
         for at, one in enumerate(made)

@@ -16,6 +16,7 @@ import pytest
 from malicious_skills import skill
 from skill_world import Llama, successes
 
+from agentloop.cli import run
 from agentloop.errors import AgentLoopError, UsageError
 from agentloop.evolution.mutate import add_examples
 from agentloop.records import (
@@ -223,6 +224,21 @@ def test_no_poisoned_demonstration_is_promoted_without_review(
             with pytest.raises(AgentLoopError, match="quarantined"):
                 archive.point(ALIAS, bundle, reason="x", scope="w")
             assert [one.state for one in history(archive.log, name)] == ["quarantined"] * 2
+
+
+def test_an_order_in_a_tool_s_output_fails_its_tests_or_wants_a_review(home: Path) -> None:
+    """In a run of this home's own, where nothing else taints."""
+    for at, order in enumerate(ORDERS):
+        found = [replace(one, id=f"{one.id}-{at}", run=f"r{at}") for one in spoiled(order, "tool")]
+        with Archive(home) as archive:
+            asyncio.run(archive.add_episodes(found))
+            before = states(archive.log).keys()
+        assert run(["skills", "learn", f"r{at}"]) == 0
+        with Archive(home) as archive:
+            [(name, step)] = (one for one in states(archive.log).items() if one[0] not in before)
+        assert step.tainted == any(word in order for word in ("Ignore", "key", "curl"))
+        assert run(["skills", "test", name]) == 1  # run again, the code does not print the order
+        assert run(["skills", "promote", name, "--reviewed-by", "somebody careless"]) == 2
 
 
 def test_poisoned_instructions_give_way_to_what_was_before(tmp_path: Path) -> None:
